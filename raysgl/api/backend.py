@@ -1,0 +1,66 @@
+"""What the HTTP layer needs from whatever runs the model. `actors.ingress` implements it; tests use a fake one."""
+
+from __future__ import annotations
+
+from typing import Protocol, Sequence
+
+from raysgl.messages import Load, SequenceOutput
+from raysgl.sampling.params import SamplingParams
+
+from raysgl.api.served_model import ServedModel
+
+
+class QueueFull(Exception):
+    """Every replica has too many waiting requests. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(Exception):
+    """No replica can take the request (starting, draining or dead)."""
+
+
+class OutputStream(Protocol):
+    """Outputs of one submitted prompt: `sampling.n` sequences."""
+
+    async def get(self) -> Sequence[tuple[int, SequenceOutput]]:
+        """Wait for news, then return all that has arrived since the last call, as (sequence index, output).
+
+        Where a reader is behind, outputs of several steps come at once; they are in order for each sequence.
+        """
+
+    def abort(self, index: int | None = None) -> None:
+        """Stop one sequence, or all. Idempotent; does nothing to sequences that have finished. Frees their pages."""
+
+
+class Backend(Protocol):
+    """Serves one or more models."""
+
+    models: dict[str, ServedModel]
+
+    async def submit(
+        self,
+        model: ServedModel,
+        request_id: str,
+        input_ids: list[int],
+        sampling: SamplingParams,
+        *,
+        extra_key: str = "",
+        priority: int = 0,
+        session: str = "",
+    ) -> OutputStream:
+        """Start a prompt. Raises `QueueFull` or `Unavailable`. `sampling` is verified and complete (seed and max_new_tokens set)."""
+
+    def abort_request(self, request_id: str | None) -> int:
+        """Abort the live request with exactly this id, or all (None). Returns how many were found."""
+
+    async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
+        """Drop cached prefixes of all replicas. False with a reason while requests are running."""
+
+    def loads(self) -> dict[str, dict[str, Load]]:
+        """model name -> replica id -> load, as last reported."""
+
+    def ready(self) -> bool:
+        """Whether every model has at least one live replica and this ingress is not draining."""

@@ -1,0 +1,32 @@
+"""A model as the HTTP layer sees it: names, limits, tokenizer, chat template, sampling defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raysgl.api.chat_template import ChatTemplate
+    from raysgl.api.tokenizer import Tokenizer
+
+
+@dataclass
+class ServedModel:
+    """One entry of GET /v1/models.
+
+    `max_prompt_tokens` is the longest prompt that can ever fit (context and KV pool, whichever is smaller).
+    `defaults` holds sampling parameters from generation_config.json, by `SamplingParams` name.
+    `eos_token_ids` end a sequence unless `ignore_eos`.
+    """
+
+    name: str
+    model_path: str
+    tokenizer: "Tokenizer"
+    chat_template: "ChatTemplate | None"
+    context_length: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    page_size: int = 16
+    max_total_tokens: int = 0
+    defaults: dict[str, object] = field(default_factory=dict)
+    created: int = 0

@@ -1,0 +1,132 @@
+"""Every setting of raysgl: one pydantic tree, validated before anything starts.
+
+`raysgl.app.build` takes an `AppConfig` (the `args:` of a serve config file). Engine settings have SGLang's names.
+Unknown settings are refused; `explain` turns pydantic's errors into sentences with the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class EngineConfig(Settings):
+    """One replica's engine. None means: chosen from the model, the device or a measurement."""
+
+    model_path: str = Field(description="a local folder, a hub id, a .gguf file, or package://<module>/<file>")
+    served_model_name: str | None = Field(None, description="what clients call it; default: the last part of model_path")
+    tokenizer_path: str | None = Field(None, description="folder or hub id of another tokenizer than the model's")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
+        "auto", description="dummy: random weights of the real shape, for benchmarks"
+    )
+    dtype: DType = Field("auto", description="of weights and activations; auto: the checkpoint's on cuda, float32 on cpu")
+    context_length: int | None = Field(None, ge=1, description="default: the checkpoint's max_position_embeddings")
+    chat_template: str | None = Field(None, description="path of a Jinja file to use instead of the model's own")
+    sampling_defaults: Literal["model", "openai"] = Field(
+        "model", description="model: defaults from generation_config.json; openai: the API's"
+    )
+
+    device: Device = "auto"
+    tp_size: int = Field(1, ge=1, description="tensor parallel shards of one replica")
+    cpu_threads: int | None = Field(None, ge=1, description="torch threads of a shard on cpu; default: cores / tp_size")
+    attention_backend: Literal["auto", "torch"] = "auto"
+    random_seed: int = Field(0, description="of dummy weights")
+
+    page_size: int = Field(16, ge=1, description="tokens in a KV page")
+    mem_fraction_static: float | None = Field(None, gt=0, lt=1, description="share of device memory for weights and KV")
+    max_total_tokens: int | None = Field(None, ge=1, description="size of the KV pool in tokens; default: what memory allows")
+    disable_radix_cache: bool = False
+
+    max_running_requests: int | None = Field(None, ge=1, description="sequences that run at a time; default 256 on cuda, 64 on cpu")
+    max_queued_requests: int | None = Field(
+        None, ge=0, description="waiting requests a replica accepts before 429; default: 4 x max_running_requests"
+    )
+    chunked_prefill_size: int | None = Field(
+        None, description="tokens computed in a step at most; default 8192 on cuda, 512 on cpu; -1: prompts are not chunked"
+    )
+    schedule_policy: Literal["fcfs", "lpm"] = Field("fcfs", description="lpm: longest prefix match first")
+    schedule_conservativeness: float = Field(1.0, gt=0, description="scales the expected output length at admission")
+    disable_overlap_schedule: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EngineConfig":
+        if self.chunked_prefill_size is not None and self.chunked_prefill_size < 1 and self.chunked_prefill_size != -1:
+            raise ValueError(f"chunked_prefill_size is {self.chunked_prefill_size}, but must be at least 1, or -1 for no chunking")
+        if self.load_format == "gguf" and not self.model_path.endswith(".gguf"):
+            raise ValueError(f"load_format is gguf, but model_path {self.model_path!r} does not end in .gguf")
+        if self.device == "cpu" and self.dtype == "float16":
+            raise ValueError("dtype float16 needs device cuda; on cpu use float32 or bfloat16")
+        if self.max_total_tokens is not None and self.max_total_tokens < 2 * self.page_size:
+            raise ValueError(f"max_total_tokens is {self.max_total_tokens}, but must hold two pages of page_size {self.page_size}")
+        if self.disable_radix_cache and self.schedule_policy == "lpm":
+            raise ValueError("schedule_policy lpm orders by cached prefix and contradicts disable_radix_cache")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What clients put in `model`."""
+        if self.served_model_name:
+            return self.served_model_name
+        return self.model_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+class ModelConfig(Settings):
+    """One model: its engine, and how many replicas of it run where."""
+
+    engine: EngineConfig
+    num_replicas: int = Field(1, ge=1)
+    placement_strategy: Literal["STRICT_PACK", "PACK"] = Field(
+        "STRICT_PACK", description="of a replica's shards; PACK lets them spread over nodes"
+    )
+    num_cpus_per_shard: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for a shard")
+    drain_timeout_s: float = Field(30.0, ge=0, description="how long a stopping replica lets its requests finish")
+
+
+class ServerConfig(Settings):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(30000, ge=1, le=65535)
+    num_ingress: int = Field(1, ge=1, description="ingress replicas; those of one node share the port")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    drain_timeout_s: float = Field(10.0, ge=0, description="how long a stopping ingress lets its answers finish")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class AppConfig(Settings):
+    """The `args:` of a serve config file."""
+
+    server: ServerConfig = Field(default_factory=ServerConfig)
+    models: list[ModelConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "AppConfig":
+        names = [model.engine.name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are served as {name!r}; set served_model_name")
+        return self
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each problem: the field's path, the value, and what is allowed."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "config"
+        value = problem.get("input")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown setting")
+        elif isinstance(value, (dict, list)) or problem["type"] in ("missing", "value_error"):
+            lines.append(f"{where}: {problem['msg']}")
+        else:
+            lines.append(f"{where}: {value!r} is not allowed: {problem['msg']}")
+    return "\n".join(lines)
