@@ -1,1 +1,4 @@
-"""engine."""
+"""One replica: request state, scheduler, step plan, loop, model runner.
+
+`scheduler`, `loop`, `plan` and what they import know neither torch nor Ray nor HTTP; `runner` is where torch begins.
+"""

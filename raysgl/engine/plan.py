@@ -82,11 +82,11 @@ class StepResult(msgspec.Struct):
 class PendingStep(Protocol):
     """A launched step."""
 
-    def done(self) -> bool:
-        """Whether `wait` returns at once."""
+    def wait(self, timeout: float | None) -> bool:
+        """Block until the step's tokens are on the host, at most so many seconds (None: for ever). Whether they are."""
 
-    def wait(self) -> StepResult:
-        """Block until the step's tokens are on the host."""
+    def result(self) -> StepResult:
+        """What the step sampled. Blocks until it is there; raises what the step raised."""
 
 
 class Runner(Protocol):

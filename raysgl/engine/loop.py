@@ -1,0 +1,147 @@
+"""The engine's main loop: receive, schedule, launch, take in results, emit. No torch, no Ray.
+
+While the device runs step n, the loop plans and launches step n+1 (with `overlap`), then takes in n's tokens and sends them.
+A sequence found finished in n may be in n+1 already; its extra token is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from raysgl.engine.plan import PendingStep, Runner, StepPlan
+from raysgl.engine.plan_builder import Step
+from raysgl.engine.rates import Rates
+from raysgl.engine.scheduler import Scheduler
+from raysgl.messages import Abort, FlushCache, Flushed, KVEvent, Load, SequenceOutput, Submit, ToEngine
+
+log = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.2
+"""How long an idle loop sleeps for messages before it looks at `stop` again (a message wakes it at once)."""
+POLL_S = 0.01
+"""While a step runs, how often the loop looks for aborts and new requests."""
+
+
+class EngineLoop:
+    """Drives one scheduler and one runner.
+
+    receive(timeout): messages that have come, waiting up to so many seconds for the first.
+    emit(outputs): what is new, by ingress. Called once a step at most.
+    broadcast(plan): tells the other shards to launch the same step; None when there are none.
+    publish(events, load): cache events and load, for the coordinator; cheap, called once a round.
+    answer(ingress, message): replies to a `FlushCache`.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        receive: Callable[[float], list[ToEngine]],
+        emit: Callable[[dict[str, list[SequenceOutput]]], None],
+        publish: Callable[[list[KVEvent], Load], None],
+        broadcast: Callable[[StepPlan], None] | None = None,
+        answer: Callable[[str, Flushed], None] | None = None,
+        overlap: bool = True,
+    ):
+        self.scheduler = scheduler
+        self._runner = runner
+        self._receive, self._emit, self._publish, self._broadcast, self._answer = receive, emit, publish, broadcast, answer
+        self._depth = 1 if overlap else 0
+        self._launched: deque[tuple[Step, PendingStep]] = deque()
+        self._rates = Rates()
+        self._events: list[KVEvent] = []
+        self._stopping = threading.Event()
+        self._gone: deque[str] = deque()
+        self.progress = 0
+        """Counts results taken in: a loop that is not `idle` and whose counter stands still is stuck."""
+
+    def on_kv_event(self, event: KVEvent) -> None:
+        """The scheduler's cache events come in here."""
+        self._events.append(event)
+
+    @property
+    def idle(self) -> bool:
+        return self.scheduler.idle and not self._launched
+
+    def load(self) -> Load:
+        """A copy of the load, with measured rates; may be called from any thread."""
+        rates = self._rates
+        return msgspec.structs.replace(
+            self.scheduler.load(),
+            prefill_rate=rates.prefill,
+            decode_rate=rates.decode,
+            step_seconds=rates.step_seconds,
+        )
+
+    def stop(self) -> None:
+        """Make `run` return after the step under way. From any thread."""
+        self._stopping.set()
+
+    def ingress_gone(self, ingress: str) -> None:
+        """Abort all that an ingress asked for. From any thread."""
+        self._gone.append(ingress)
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._stopping.is_set():
+            self.run_once(IDLE_WAIT_S)
+        while self._launched:
+            self._launched.popleft()[1].wait(None)
+
+    def run_once(self, idle_wait: float = 0.0) -> bool:
+        """One round. Returns whether anything was launched or taken in."""
+        self._take_in_messages(idle_wait if self.idle else 0.0)
+        launched = len(self._launched) <= self._depth and self._launch_next()
+        finished = False
+        while self._launched and (not launched or len(self._launched) > self._depth):
+            if not self._launched[0][1].wait(POLL_S):
+                self._take_in_messages(0.0)
+                self._flush_outputs()
+                continue
+            self._take_in_result()
+            finished = True
+            break
+        self._flush_outputs()
+        return launched or finished
+
+    def _take_in_messages(self, timeout: float) -> None:
+        while self._gone:
+            self.scheduler.abort_ingress(self._gone.popleft())
+        for message in self._receive(timeout):
+            if isinstance(message, Submit):
+                self.scheduler.add(message)
+            elif isinstance(message, Abort):
+                self.scheduler.abort(message.ingress, message.uids)
+            elif isinstance(message, FlushCache) and self._answer is not None:
+                ok, text = self.scheduler.flush()
+                self._answer(message.ingress, Flushed(message.uid, ok, text))
+
+    def _launch_next(self) -> bool:
+        step = self.scheduler.schedule()
+        if step is None:
+            return False
+        if not self._launched:
+            self._rates.resume(time.perf_counter())
+        if self._broadcast is not None:
+            self._broadcast(step.plan)
+        self._launched.append((step, self._runner.launch(step.plan)))
+        return True
+
+    def _take_in_result(self) -> None:
+        step, pending = self._launched.popleft()
+        self.scheduler.process(step, pending.result())
+        self._rates.step(time.perf_counter(), step.num_prefill_tokens, step.num_decode_tokens)
+        self.progress += 1
+
+    def _flush_outputs(self) -> None:
+        outputs = self.scheduler.take_outputs()
+        if outputs:
+            self._emit(outputs)
+        events, self._events = self._events, []
+        self._publish(events, self.load())

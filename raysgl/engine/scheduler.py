@@ -1,0 +1,443 @@
+"""Decides what each step runs: continuous batching over paged memory with a radix cache. No torch, no Ray.
+
+The one scheduler of a replica. `schedule` plans a step from what is known without waiting for sampled tokens, `process`
+takes in what a step sampled; a second step may be planned in between (step-ahead overlap), so every decision here
+stands on counts, never on the ids of tokens still to come. Pages given back while a launched step still uses them may go to
+the next step at once: steps run in launch order.
+
+    waiting --admit--> running (prefill, then decode) --finish--> gone
+       ^                  |
+       +-----retract------+     what was computed goes to the radix tree, no known token is lost
+
+Invariant (`check`): free pages + pages in the tree + pages owned by running sequences = pool.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Callable
+
+from raysgl.cache.page_pool import PagePool
+from raysgl.cache.radix_tree import RadixTree
+from raysgl.engine.estimate import OutputLengthEstimator
+from raysgl.engine.plan import StepResult
+from raysgl.engine.plan_builder import PlanBuilder, Row, Step
+from raysgl.engine.sequence import Sequence, Status
+from raysgl.engine.waiting import WaitingQueue
+from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
+
+SHARED_PAGES = 2
+"""A request waits for one that is computing at least so many of its pages right now (SGLang: 32 tokens)."""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """`step_tokens` is the most that one step computes; 0 means prompts are never chunked.
+
+    `eos_token_ids` end a sequence unless it ignores them.
+    """
+
+    page_size: int
+    num_pages: int
+    context_length: int
+    max_running: int
+    max_queued: int
+    step_tokens: int
+    eos_token_ids: tuple[int, ...] = ()
+    policy: str = "fcfs"
+    conservativeness: float = 1.0
+    radix_cache: bool = True
+
+
+def _wrap64(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
+
+
+class Scheduler:
+    """Owns the queue, the page pool and the radix tree of one replica. Not thread safe: one loop calls it."""
+
+    def __init__(self, config: SchedulerConfig, on_kv_event: Callable[[KVEvent], None] | None = None):
+        self.config = config
+        self.pool = PagePool(config.num_pages)
+        self.tree = RadixTree(config.page_size, on_event=on_kv_event)
+        self.waiting = WaitingQueue(config.policy)
+        self.running: list[Sequence] = []  # in order of admission
+        self.estimator = OutputLengthEstimator(config.conservativeness)
+        self.stats = Load(total_pages=config.num_pages, max_running=config.max_running)
+        self._sequences: dict[tuple[str, int], Sequence] = {}
+        self._free_slots = list(range(config.max_running - 1, -1, -1))
+        self._computing: dict[int, int] = defaultdict(int)  # page hash -> prefilling sequences that will compute it
+        self._outputs: dict[str, dict[int, SequenceOutput]] = {}
+        self._arrivals = 0
+        self._steps = 0
+
+    # ---------------------------------------------------------------- requests in, outputs out
+
+    def add(self, submit: Submit) -> None:
+        """Queue a request's sequences. One that can never run is answered at once."""
+        prompt, sent = unpack_ids(submit.input_ids), unpack_ids(submit.output_ids)
+        sampling = submit.sampling
+        limit = min(self.config.context_length, self.config.num_pages * self.config.page_size)
+        room = limit - len(prompt)
+        refusal = self._refusal(prompt, sampling, limit)
+        for i in range(sampling.n):
+            if refusal is not None:
+                self._emit(submit.ingress, SequenceOutput(submit.uid + i, [], finish=refusal))
+                continue
+            stop_ids = set(sampling.stop_token_ids)
+            if not sampling.ignore_eos:
+                stop_ids.update(self.config.eos_token_ids)
+            asked = room if sampling.max_new_tokens is None else min(sampling.max_new_tokens, room)
+            self._arrivals += 1
+            seq = Sequence(
+                uid=submit.uid + i,
+                ingress=submit.ingress,
+                request_id=submit.request_id,
+                sampling=sampling,
+                seed=_wrap64((sampling.seed or 0) + i),
+                stop_ids=frozenset(stop_ids),
+                tokens=prompt + sent,
+                num_prompt=len(prompt),
+                max_tokens=len(prompt) + asked,
+                page_hashes=submit.page_hashes,
+                extra_key=submit.extra_key,
+                priority=submit.priority,
+                arrival=self._arrivals,
+            )
+            if len(seq.tokens) >= seq.max_tokens and (asked > 0 or sampling.prompt_logprobs is None):
+                self._emit(seq.ingress, SequenceOutput(seq.uid, [], finish=Finish("length"), cached_tokens=0))
+                continue
+            self._sequences[seq.key] = seq
+            self.waiting.add(seq)
+
+    def _refusal(self, prompt: list[int], sampling, limit: int) -> Finish | None:
+        if not prompt:
+            return Finish("error", message="the prompt is empty", status=400)
+        if len(prompt) + (1 if sampling.max_new_tokens != 0 else 0) > limit:
+            what = "context length" if limit == self.config.context_length else "KV cache (max_total_tokens)"
+            return Finish("error", message=f"the prompt has {len(prompt)} tokens, but the {what} holds {limit}", status=400)
+        if len(self.waiting) + sampling.n > self.config.max_queued + max(0, self.config.max_running - len(self.running)):
+            return Finish("abort", message=f"{len(self.waiting)} requests are waiting already", status=503)
+        return None
+
+    def abort(self, ingress: str, uids: list[int]) -> None:
+        """Forget sequences, whatever they are doing; their pages are free when this returns."""
+        for uid in uids:
+            if (seq := self._sequences.get((ingress, uid))) is not None:
+                self._leave(seq)
+                self._outputs.get(ingress, {}).pop(uid, None)
+
+    def abort_ingress(self, ingress: str) -> None:
+        """An ingress is gone, and with it everyone who waited for its sequences."""
+        self.abort(ingress, [seq.uid for seq in list(self._sequences.values()) if seq.ingress == ingress])
+        self._outputs.pop(ingress, None)
+
+    def take_outputs(self) -> dict[str, list[SequenceOutput]]:
+        """What is new since the last call, by ingress."""
+        outputs = {ingress: list(by_uid.values()) for ingress, by_uid in self._outputs.items() if by_uid}
+        self._outputs = {}
+        return outputs
+
+    def flush(self) -> tuple[bool, str]:
+        """Drop the cached prefixes; refused while anything runs or waits."""
+        if self._sequences:
+            return False, f"{len(self._sequences)} sequences are running or waiting"
+        self.pool.free(self.tree.clear())
+        return True, "cache flushed"
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to plan."""
+        return not self.running and not len(self.waiting)
+
+    # ---------------------------------------------------------------- planning
+
+    def schedule(self) -> Step | None:
+        """Plan the next step, or None when there is nothing to run now."""
+        builder = PlanBuilder()
+        self._plan_decodes(builder)
+        self._plan_prefills(builder)
+        if len(self.waiting):
+            self._admit(builder)
+        if not builder.rows:
+            return None
+        self._steps += 1
+        self.estimator.stepped()
+        return builder.build(self._steps)
+
+    def _plan_decodes(self, builder: PlanBuilder) -> None:
+        """One token for every sequence that has one to compute; retracts the youngest where pages run out."""
+        ready = [seq for seq in self.running if seq.decoding and seq.length < seq.max_tokens]
+        page_size = self.config.page_size
+        while True:
+            short = [seq for seq in ready if seq.num_computed >= len(seq.pages) * page_size]
+            if self._make_room(len(short)):
+                break
+            self._retract(self.running[-1])
+            ready = [seq for seq in ready if seq.status is Status.RUNNING]
+        for seq, page in zip(short, self.pool.allocate(len(short)) if short else ()):
+            seq.table_updates.append((len(seq.pages), page))
+            seq.pages.append(page)
+        for seq in ready:
+            builder.add_decode(seq)
+            seq.num_computed += 1
+            seq.num_pending += 1
+
+    def _plan_prefills(self, builder: PlanBuilder) -> None:
+        for seq in self.running:
+            if seq.remaining_prompt and not self._plan_chunk(builder, seq):
+                return
+
+    def _plan_chunk(self, builder: PlanBuilder, seq: Sequence) -> bool:
+        """As much of the sequence's known tokens as the step still takes. False when the step is full."""
+        count = seq.remaining_prompt
+        if self.config.step_tokens:
+            count = min(count, self._prefill_room(builder))
+        if count <= 0:
+            return False
+        ends = count == seq.remaining_prompt
+        samples = ends and len(seq.tokens) < seq.max_tokens
+        wants_logprobs = self._wants_prompt_logprobs(seq) and seq.num_computed < seq.num_prompt - 1
+        builder.add_prefill(seq, count, samples, wants_logprobs)
+        seq.num_computed += count
+        if samples:
+            seq.decoding = True
+            seq.num_pending += 1
+        self._share(seq)
+        return True
+
+    def _prefill_room(self, builder: PlanBuilder) -> int:
+        """Prompt tokens that the step still takes. At least a page a step, so that decoding never starves prompts."""
+        return max(self.config.step_tokens - builder.num_decode, self.config.page_size) - builder.num_prefill
+
+    def _wants_prompt_logprobs(self, seq: Sequence) -> bool:
+        asked = seq.sampling.prompt_logprobs is not None
+        return asked and (seq.prompt_logprobs is None or len(seq.prompt_logprobs) < seq.num_prompt)
+
+    # ---------------------------------------------------------------- admission
+
+    def _admit(self, builder: PlanBuilder) -> None:
+        """Take waiting sequences in the policy's order while slots, pages and the step's tokens last."""
+        chunked = self.config.step_tokens > 0
+        reserved = -1
+        for seq in self.waiting.candidates(self._cached_tokens):
+            if not self._free_slots or (chunked and self._prefill_room(builder) <= 0):
+                return
+            if seq.num_pending:  # retracted a moment ago; its last token is not known yet
+                continue
+            if reserved < 0:
+                reserved = sum(map(self._expected_growth, self.running))
+            match = self._match(seq)
+            if self._waits_for_prefix(seq, len(match.pages)):
+                continue
+            self.tree.lock(match.node)
+            need = self._pages_for(len(seq.tokens)) - len(match.pages)
+            growth = self._expected_growth(seq)
+            spare = self.pool.available + self.tree.evictable_pages - need
+            if spare < (growth + reserved if self.running else 0):
+                self.tree.unlock(match.node)
+                return
+            self._make_room(need)
+            self._start(builder, seq, match, self.pool.allocate(need))
+            reserved += growth
+            self._plan_chunk(builder, seq)
+
+    def _match(self, seq: Sequence):
+        if not self.config.radix_cache or self._wants_prompt_logprobs(seq):
+            return self.tree.match([], seq.extra_key)
+        return self.tree.match(seq.tokens, seq.extra_key, max_tokens=len(seq.tokens) - 1)
+
+    def _cached_tokens(self, seq: Sequence) -> int:
+        return self._match(seq).num_tokens
+
+    def _waits_for_prefix(self, seq: Sequence, matched_pages: int) -> bool:
+        """Whether a running prefill is computing pages that this sequence could share: better to wait than to compute twice."""
+        last = matched_pages + SHARED_PAGES - 1
+        return (
+            self.config.radix_cache
+            and last < len(seq.page_hashes)
+            and self._computing.get(seq.page_hashes[last], 0) > 0
+            and not self._wants_prompt_logprobs(seq)
+        )
+
+    def _expected_growth(self, seq: Sequence) -> int:
+        """Pages it is expected to need beyond those of its known tokens."""
+        tokens = self.estimator.remaining(seq.num_output, seq.max_tokens - len(seq.tokens))
+        return max(0, self._pages_for(len(seq.tokens) + tokens) - max(len(seq.pages), self._pages_for(len(seq.tokens))))
+
+    def _start(self, builder: PlanBuilder, seq: Sequence, match, own: list[int]) -> None:
+        self.waiting.remove(seq)
+        seq.status = Status.RUNNING
+        seq.slot = self._free_slots.pop()
+        seq.node = match.node
+        seq.pages = match.pages + own
+        seq.num_shared = len(match.pages)
+        seq.num_computed = match.num_tokens
+        seq.decoding = False
+        seq.table_updates = list(enumerate(seq.pages))
+        if self._wants_prompt_logprobs(seq):
+            seq.prompt_logprobs = [TokenLogprob(seq.tokens[0], None)]
+        if seq.cached_tokens is None:
+            seq.cached_tokens = match.num_tokens
+            self.stats.prompt_tokens += seq.num_prompt
+            self.stats.cached_tokens += match.num_tokens
+        if self.config.radix_cache:
+            seq.computing = seq.page_hashes[len(match.pages) :]
+            for page_hash in seq.computing:
+                self._computing[page_hash] += 1
+        self.running.append(seq)
+        builder.init_slot(seq)
+
+    # ---------------------------------------------------------------- memory
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.config.page_size)
+
+    def _make_room(self, pages: int) -> bool:
+        """Evict until so many pages are free."""
+        missing = pages - self.pool.available
+        if missing > self.tree.evictable_pages:
+            return False
+        if missing > 0:
+            self.pool.free(self.tree.evict(missing))
+        return True
+
+    def _share(self, seq: Sequence) -> None:
+        """Put the full pages computed so far into the tree, and use the tree's where it has them already."""
+        full = min(seq.num_computed, len(seq.tokens)) // self.config.page_size
+        if not self.config.radix_cache or full <= seq.num_shared:
+            return
+        tokens = seq.tokens[: full * self.config.page_size]
+        hashes = seq.page_hashes[:full] if full <= len(seq.page_hashes) else None
+        inserted = self.tree.insert(tokens, seq.pages[:full], seq.extra_key, hashes=hashes)
+        self.tree.lock(inserted.node)
+        self.tree.unlock(seq.node)
+        for index, own, shared in inserted.duplicates:
+            if index >= seq.num_shared:
+                seq.pages[index] = shared
+                seq.table_updates.append((index, shared))
+                self.pool.free([own])
+        seq.node = inserted.node
+        seq.num_shared = full
+        self._stop_computing(seq, keep=max(0, len(seq.page_hashes) - full))
+
+    def _stop_computing(self, seq: Sequence, keep: int = 0) -> None:
+        """Its first pages need no waiting for any more; the last `keep` still do."""
+        done = max(0, len(seq.computing) - keep)
+        for page_hash in seq.computing[:done]:
+            self._computing[page_hash] -= 1
+            if not self._computing[page_hash]:
+                del self._computing[page_hash]
+        del seq.computing[:done]
+
+    def _release(self, seq: Sequence) -> None:
+        """Give back slot and pages; what was computed stays in the tree, evictable."""
+        self._share(seq)
+        self._stop_computing(seq)
+        self.pool.free(seq.pages[seq.num_shared :])
+        self.tree.unlock(seq.node)
+        self._free_slots.append(seq.slot)
+        self.running.remove(seq)
+        seq.pages, seq.num_shared, seq.node, seq.slot = [], 0, None, -1
+        seq.num_computed, seq.decoding = 0, False
+        seq.table_updates = []
+
+    def _retract(self, seq: Sequence) -> None:
+        """Back to the head of the queue. Tokens that launched steps sample are still taken in when they come."""
+        self._release(seq)
+        seq.status = Status.WAITING
+        self.waiting.put_back(seq)
+        self.estimator.retracted()
+        self.stats.retractions += 1
+
+    def _leave(self, seq: Sequence) -> None:
+        if seq.status is Status.RUNNING:
+            self._release(seq)
+        elif seq.status is Status.WAITING:
+            self.waiting.remove(seq)
+        seq.status = Status.FINISHED
+        del self._sequences[seq.key]
+
+    # ---------------------------------------------------------------- results
+
+    def process(self, step: Step, result: StepResult) -> None:
+        """Take in what a step sampled: new tokens, finished sequences, log probabilities."""
+        sampled = 0
+        for index, row in enumerate(step.rows):
+            seq = row.seq
+            if row.prompt_logprobs and result.prompt_logprobs is not None:
+                self._add_prompt_logprobs(row, result.prompt_logprobs[index])
+            if row.samples:
+                token = result.token_ids[sampled]
+                logprob = result.logprobs[sampled] if result.logprobs is not None else None
+                sampled += 1
+                if seq.status is not Status.FINISHED:
+                    seq.num_pending -= 1
+                    self._add_token(seq, token, logprob)
+            elif seq.status is Status.RUNNING and row.start + row.count == len(seq.tokens) == seq.max_tokens:
+                self._finish(seq, self._output(seq), Finish("length"))  # asked for no token, only about its prompt
+
+    def _add_prompt_logprobs(self, row: Row, entries: list[TokenLogprob]) -> None:
+        seq = row.seq
+        if seq.prompt_logprobs is not None and len(seq.prompt_logprobs) == row.start + 1:
+            seq.prompt_logprobs.extend(entries[: seq.num_prompt - row.start - 1])
+
+    def _add_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
+        seq.tokens.append(token)
+        self.stats.generated_tokens += 1
+        output = self._output(seq)
+        output.token_ids.append(token)
+        if logprob is not None and seq.sampling.logprobs:
+            output.logprobs = output.logprobs or []
+            output.logprobs.append(logprob)
+        if token in seq.stop_ids:
+            self._finish(seq, output, Finish("stop", matched=token))
+        elif len(seq.tokens) >= seq.max_tokens:
+            self._finish(seq, output, Finish("length"))
+
+    def _output(self, seq: Sequence) -> SequenceOutput:
+        """The sequence's output of this round, made when first asked for."""
+        mine = self._outputs.setdefault(seq.ingress, {})
+        if (output := mine.get(seq.uid)) is None:
+            output = mine[seq.uid] = SequenceOutput(seq.uid, [])
+            if not seq.num_sent_before:
+                output.cached_tokens = seq.cached_tokens
+                output.prompt_logprobs = seq.prompt_logprobs
+                seq.num_sent_before = 1
+        return output
+
+    def _emit(self, ingress: str, output: SequenceOutput) -> None:
+        self._outputs.setdefault(ingress, {})[output.uid] = output
+
+    def _finish(self, seq: Sequence, output: SequenceOutput, finish: Finish) -> None:
+        output.finish = finish
+        self.estimator.record(seq.num_output)
+        self._leave(seq)
+
+    # ---------------------------------------------------------------- looking in
+
+    def load(self) -> Load:
+        """How busy the replica is; the loop adds the rates it measures."""
+        stats = self.stats
+        stats.running = len(self.running)
+        stats.waiting = len(self.waiting)
+        stats.queued_tokens = self.waiting.tokens + sum(seq.remaining_prompt for seq in self.running)
+        stats.free_pages = self.pool.available
+        stats.cached_pages = self.tree.evictable_pages
+        stats.steps = self._steps
+        return stats
+
+    def check(self) -> None:
+        """Raise AssertionError unless every page is accounted for exactly once."""
+        self.tree.check()
+        owned = [page for seq in self.running for page in seq.pages[seq.num_shared :]]
+        assert len(set(owned)) == len(owned), "a page belongs to two sequences"
+        total = self.pool.available + self.tree.total_pages + len(owned)
+        assert total == self.config.num_pages, (
+            f"{self.pool.available} free + {self.tree.total_pages} cached + {len(owned)} in use != {self.config.num_pages} pages"
+        )
+        if not self.running:
+            assert self.tree.locked_pages == 0, f"{self.tree.locked_pages} pages are locked by nobody"
+            assert not self._computing, "prefixes are awaited that nobody computes"
+        assert len(self._free_slots) + len(self.running) == self.config.max_running

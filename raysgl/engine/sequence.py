@@ -1,0 +1,81 @@
+"""One sampled continuation of a request, as the scheduler keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from raysgl.cache.radix_tree import Node
+from raysgl.messages import TokenLogprob
+from raysgl.sampling.params import SamplingParams
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    """In the queue: holds no pages and no slot."""
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """What a client asked (written once), and how far it is (written by `Scheduler` alone).
+
+    tokens: prompt and the output tokens known so far; the first `num_prompt` are the prompt.
+    num_pending: tokens that launched steps will sample, not known yet.
+    num_computed: tokens whose keys and values are in the cache once all launched steps have run.
+    decoding: a launched step of this admission samples, so the last token is on the device.
+
+    Its pages, in order, and who owns them:
+
+        |  pages[:num_shared]         |  pages[num_shared:]                   |
+        |  in the radix tree, locked  |  this sequence's own                  |
+        |<------ computed ------>|<-- computed or to be computed ---- free -->|
+    """
+
+    uid: int
+    ingress: str
+    request_id: str
+    sampling: SamplingParams
+    seed: int
+    stop_ids: frozenset[int]
+    tokens: list[int]
+    num_prompt: int
+    max_tokens: int
+    page_hashes: list[int]
+    extra_key: str = ""
+    priority: int = 0
+    arrival: int = 0
+    num_sent_before: int = 0
+
+    status: Status = Status.WAITING
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    num_shared: int = 0
+    node: Node | None = None
+    num_computed: int = 0
+    num_pending: int = 0
+    decoding: bool = False
+    table_updates: list[tuple[int, int]] = field(default_factory=list)
+    computing: list[int] = field(default_factory=list)
+    overtaken: int = 0
+    cached_tokens: int | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def length(self) -> int:
+        """Tokens, with those not known yet."""
+        return len(self.tokens) + self.num_pending
+
+    @property
+    def remaining_prompt(self) -> int:
+        """Known tokens that no launched step has computed, unless it decodes."""
+        return 0 if self.decoding else len(self.tokens) - self.num_computed
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.ingress, self.uid)

@@ -1,0 +1,69 @@
+"""The queue of sequences that wait for admission, and the order in which they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from raysgl.engine.sequence import Sequence
+
+LPM_LIMIT = 128
+"""Longer queues are served first come, first served: matching every prompt each step would cost too much (SGLang's limit)."""
+MAX_OVERTAKEN = 64
+"""A sequence that others have overtaken so often goes first, so that lpm starves nobody."""
+SCAN_LIMIT = 256
+"""Sequences tried in one pass, where some are skipped because they wait for another's prefix."""
+
+
+class WaitingQueue:
+    """Higher priority first, then the policy: `fcfs` (arrival) or `lpm` (longest cached prefix)."""
+
+    def __init__(self, policy: str = "fcfs"):
+        self._policy = policy
+        self._items: dict[Sequence, int] = {}  # -> tokens when it was put here; in order unless not _sorted
+        self._sorted = True
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, seq: Sequence) -> None:
+        """A new arrival."""
+        if seq.priority and self._items:
+            self._sorted = False
+        self._put(seq)
+
+    def put_back(self, seq: Sequence) -> None:
+        """A retracted sequence returns to its place by arrival, before all that came later."""
+        self._put(seq)
+        self._sorted = False
+
+    def _put(self, seq: Sequence) -> None:
+        self._items[seq] = len(seq.tokens)
+        self.tokens += len(seq.tokens)
+
+    def remove(self, seq: Sequence) -> None:
+        """It was admitted, aborted, or finished while waiting."""
+        self.tokens -= self._items.pop(seq)
+
+    def candidates(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
+        """Sequences in the order to try them; the caller may remove the one it was given."""
+        if not self._sorted:
+            self._items = dict(sorted(self._items.items(), key=lambda item: (-item[0].priority, item[0].arrival)))
+            self._sorted = True
+        if self._policy == "lpm" and 1 < len(self._items) <= LPM_LIMIT:
+            yield from self._by_prefix(cached_tokens)
+        else:
+            yield from [seq for seq, _ in zip(self._items, range(SCAN_LIMIT))]
+
+    def _by_prefix(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
+        def rank(seq: Sequence) -> tuple:
+            late = seq.overtaken >= MAX_OVERTAKEN
+            return (-seq.priority, not late, 0 if late else -cached_tokens(seq), seq.arrival)
+
+        order = sorted(self._items, key=rank)
+        for seq in order:
+            yield seq
+            if seq not in self._items:  # admitted: whoever came before it and still waits was overtaken
+                for other in self._items:
+                    if other.arrival < seq.arrival:
+                        other.overtaken += 1

@@ -1,0 +1,221 @@
+"""The scheduler with a simulated model: what comes out is exact whatever memory, chunking and timing do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from raysgl.messages import Abort, FlushCache
+from tests.engine.simulated import Engine, expected
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_one_request(overlap):
+    engine = Engine(overlap=overlap)
+    engine.submit(1, list(range(10)), max_new=20)
+    engine.run()
+    assert engine.tokens(1) == expected(list(range(10)), 20)
+    assert engine.finish(1).reason == "length"
+    assert engine.scheduler.tree.total_pages == 29 // 4
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_stop_token_ends_a_sequence_and_is_reported(overlap):
+    full = expected([1, 2, 3], 30)
+    stop = full[10]
+    first = full.index(stop)
+    engine = Engine(overlap=overlap, eos=(stop,))
+    engine.submit(1, [1, 2, 3], max_new=30)
+    engine.submit(2, [1, 2, 3], max_new=30, ignore_eos=True)
+    engine.run()
+    assert engine.tokens(1) == full[: first + 1]
+    assert (engine.finish(1).reason, engine.finish(1).matched) == ("stop", stop)
+    assert engine.tokens(2) == full
+
+
+def test_decode_goes_on_while_a_long_prompt_is_prefilled_in_chunks():
+    engine = Engine(step_tokens=8, num_pages=100)
+    engine.submit(1, [1, 2, 3], max_new=30)
+    engine.loop.run_once(), engine.loop.run_once()
+    engine.submit(2, list(range(60)), max_new=2)
+    mixed = []
+    launch = engine.runner.launch
+    engine.runner.launch = lambda plan: (mixed.append((plan.num_decode, len(plan.token_ids_T) // 4)), launch(plan))[1]
+    engine.run()
+    assert engine.tokens(2) == expected(list(range(60)), 2)
+    assert sum(1 for decodes, prefill in mixed if decodes and prefill) >= 6
+    assert all(decodes + prefill <= 8 for decodes, prefill in mixed)
+
+
+def test_a_prefix_is_computed_once():
+    engine = Engine(num_pages=200, step_tokens=64)
+    prefix = list(range(40))
+    engine.submit(1, prefix + [1])
+    engine.run()
+    engine.submit(2, prefix + [2, 3])
+    engine.run()
+    assert engine.outputs[1][0].cached_tokens == 0
+    assert engine.outputs[2][0].cached_tokens == 40
+    assert engine.tokens(2) == expected(prefix + [2, 3], 8)
+
+
+def test_requests_that_share_an_uncached_prefix_wait_for_the_first():
+    engine = Engine(num_pages=200, step_tokens=16)
+    prefix = list(range(48))
+    for uid in range(6):
+        engine.submit(uid, prefix + [uid], max_new=1)
+    engine.run()
+    assert [engine.outputs[uid][0].cached_tokens for uid in range(6)] == [0] + [48] * 5
+    assert engine.runner.computed_tokens == 49 + 5
+    for uid in range(6):
+        assert engine.tokens(uid) == expected(prefix + [uid], 1)
+
+
+def test_samples_of_one_prompt_share_its_pages():
+    engine = Engine(num_pages=200, step_tokens=64)
+    engine.submit(10, list(range(33)), n=3, seed=7)
+    engine.run()
+    assert [engine.outputs[uid][0].cached_tokens for uid in (10, 11, 12)] == [0, 32, 32]
+    for i in range(3):
+        assert engine.tokens(10 + i) == expected(list(range(33)), 8, seed=7 + i)
+
+
+def test_extra_key_separates_caches():
+    engine = Engine(num_pages=200)
+    engine.submit(1, list(range(20)), extra_key="a")
+    engine.run()
+    engine.submit(2, list(range(20)), extra_key="b")
+    engine.run()
+    assert engine.outputs[2][0].cached_tokens == 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("policy", ["fcfs", "lpm"])
+def test_too_small_a_pool_changes_nothing_but_time(overlap, policy):
+    engine = Engine(num_pages=60, page_size=4, max_running=32, step_tokens=32, overlap=overlap, policy=policy)
+    prompts = {uid: [uid % 5, *range(uid % 7, 12)] for uid in range(64)}
+    for _ in range(20):
+        engine.scheduler.estimator.record(2)  # it has learned that outputs are short, and will be wrong
+    for uid, prompt in prompts.items():
+        engine.submit(uid, prompt, max_new=30)
+    engine.run()
+    assert engine.scheduler.stats.retractions > 0
+    for uid, prompt in prompts.items():
+        assert engine.tokens(uid) == expected(prompt, 30)
+    assert engine.scheduler.pool.available + engine.scheduler.tree.evictable_pages == 60
+
+
+def test_moved_request_continues():
+    full = expected([5, 6, 7], 12)
+    engine = Engine()
+    engine.submit(1, [5, 6, 7], max_new=12, sent=full[:5])
+    engine.run()
+    assert engine.tokens(1) == full[5:]
+    assert engine.finish(1).reason == "length"
+
+
+def test_refusals_name_the_limits():
+    engine = Engine(num_pages=4, page_size=4, max_running=2, max_queued=1)
+    engine.submit(1, list(range(40)))
+    engine.submit(2, [])
+    for uid in (3, 4, 5, 6):
+        engine.submit(uid, [1], max_new=2)
+    engine.run()
+    assert engine.finish(1).status == 400 and "40" in engine.finish(1).message and "16" in engine.finish(1).message
+    assert engine.finish(2).status == 400
+    assert [engine.finish(uid).reason for uid in (3, 4, 5)] == ["length"] * 3
+    assert (engine.finish(6).reason, engine.finish(6).status) == ("abort", 503)
+
+
+def test_prompt_logprobs_cover_the_prompt_and_ignore_the_cache():
+    engine = Engine(step_tokens=8, num_pages=100)
+    prompt = list(range(30))
+    engine.submit(1, prompt, max_new=4)
+    engine.run()
+    engine.submit(2, prompt, max_new=4, prompt_logprobs=0)
+    engine.submit(3, prompt, max_new=0, prompt_logprobs=0)
+    engine.run()
+    for uid in (2, 3):
+        entries = engine.outputs[uid][0].prompt_logprobs
+        assert [entry.token_id for entry in entries] == prompt
+        assert entries[0].logprob is None and entries[1].logprob == -1.0
+        assert engine.finish(uid).reason == "length"
+    assert engine.tokens(2) == expected(prompt, 4) and engine.tokens(3) == []
+
+
+def test_flush_is_refused_while_busy():
+    engine = Engine()
+    answers = []
+    engine.loop._answer = lambda ingress, message: answers.append(message.ok)
+    engine.submit(1, list(range(20)))
+    engine.inbox.append(FlushCache("i", 1))
+    engine.run()
+    engine.inbox.append(FlushCache("i", 2))
+    engine.run()
+    assert answers == [False, True]
+    assert engine.scheduler.pool.available == 64
+
+
+def test_priority_goes_first():
+    engine = Engine(max_running=1, overlap=False)
+    engine.submit(1, [1], max_new=2)
+    engine.submit(2, [2], max_new=2)
+    engine.submit(3, [3], max_new=2, priority=5)
+    order = []
+    emit = engine._emit
+    engine.loop._emit = lambda outputs: (order.extend(o.uid for o in outputs["i"] if o.finish), emit(outputs))
+    engine.run()
+    assert order == [3, 1, 2]
+
+
+request = st.tuples(
+    st.lists(st.integers(0, 2), min_size=1, max_size=30),
+    st.integers(0, 25),
+    st.integers(0, 12),  # the round it arrives in
+    st.one_of(st.none(), st.integers(0, 30)),  # the round it is aborted in
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    requests=st.lists(request, min_size=1, max_size=14),
+    num_pages=st.integers(14, 60),
+    page_size=st.sampled_from([1, 2, 4]),
+    step_tokens=st.sampled_from([0, 5, 16]),
+    max_running=st.integers(1, 6),
+    overlap=st.booleans(),
+    policy=st.sampled_from(["fcfs", "lpm"]),
+    radix_cache=st.booleans(),
+    eos=st.sampled_from([(), (3,), (3, 7, 11)]),
+)
+def test_whatever_happens(requests, num_pages, page_size, step_tokens, max_running, overlap, policy, radix_cache, eos):
+    """Every sequence that is not aborted gets exactly its tokens, and every page is accounted for after every round."""
+    engine = Engine(
+        num_pages=max(num_pages, -(-56 // page_size)),
+        page_size=page_size,
+        max_running=max_running,
+        step_tokens=step_tokens,
+        overlap=overlap,
+        policy=policy if radix_cache else "fcfs",
+        radix_cache=radix_cache,
+        eos=eos,
+    )
+    for _ in range(10):
+        engine.scheduler.estimator.record(1)
+    for now in range(32):
+        for uid, (prompt, max_new, arrival, abort) in enumerate(requests):
+            if arrival == now:
+                engine.submit(uid, prompt, max_new=max_new)
+            if abort == now:
+                engine.inbox.append(Abort("i", [uid]))
+        engine.loop.run_once()
+        engine.scheduler.check()
+    engine.run()
+    for uid, (prompt, max_new, arrival, abort) in enumerate(requests):
+        wanted = expected(prompt, max_new, set(eos))
+        if abort is None or abort < arrival:
+            assert engine.tokens(uid) == wanted
+            assert engine.finish(uid) is not None
+        else:
+            assert engine.tokens(uid) == wanted[: len(engine.tokens(uid))]
+    assert engine.scheduler.pool.available + engine.scheduler.tree.evictable_pages == engine.scheduler.config.num_pages
