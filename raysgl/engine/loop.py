@@ -140,7 +140,7 @@ class EngineLoop:
         self.progress += 1
 
     def _flush_outputs(self) -> None:
-        outputs = self.scheduler.take_outputs()
+        outputs = self.scheduler.outputs.take()
         if outputs:
             self._emit(outputs)
         events, self._events = self._events, []

@@ -14,21 +14,19 @@ Invariant (`check`): free pages + pages in the tree + pages owned by running seq
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from raysgl.cache.page_pool import PagePool
 from raysgl.cache.radix_tree import RadixTree
 from raysgl.engine.estimate import OutputLengthEstimator
+from raysgl.engine.outputs import Outputs, add_prompt_logprobs
 from raysgl.engine.plan import StepResult
-from raysgl.engine.plan_builder import PlanBuilder, Row, Step
+from raysgl.engine.plan_builder import PlanBuilder, Step
+from raysgl.engine.prefixes import PrefixesBeingComputed
 from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
-
-SHARED_PAGES = 2
-"""A request waits for one that is computing at least so many of its pages right now (SGLang: 32 tokens)."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class Scheduler:
         self.stats = Load(total_pages=config.num_pages, max_running=config.max_running)
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self._free_slots = list(range(config.max_running - 1, -1, -1))
-        self._computing: dict[int, int] = defaultdict(int)  # page hash -> prefilling sequences that will compute it
-        self._outputs: dict[str, dict[int, SequenceOutput]] = {}
+        self.outputs = Outputs()
+        self._computing = PrefixesBeingComputed()
         self._arrivals = 0
         self._steps = 0
 
@@ -83,7 +81,7 @@ class Scheduler:
         refusal = self._refusal(prompt, sampling, limit)
         for i in range(sampling.n):
             if refusal is not None:
-                self._emit(submit.ingress, SequenceOutput(submit.uid + i, [], finish=refusal))
+                self.outputs.finish(submit.ingress, submit.uid + i, refusal)
                 continue
             stop_ids = set(sampling.stop_token_ids)
             if not sampling.ignore_eos:
@@ -106,7 +104,7 @@ class Scheduler:
                 arrival=self._arrivals,
             )
             if len(seq.tokens) >= seq.max_tokens and (asked > 0 or sampling.prompt_logprobs is None):
-                self._emit(seq.ingress, SequenceOutput(seq.uid, [], finish=Finish("length"), cached_tokens=0))
+                self.outputs.finish(seq.ingress, seq.uid, Finish("length"))
                 continue
             self._sequences[seq.key] = seq
             self.waiting.add(seq)
@@ -126,18 +124,12 @@ class Scheduler:
         for uid in uids:
             if (seq := self._sequences.get((ingress, uid))) is not None:
                 self._leave(seq)
-                self._outputs.get(ingress, {}).pop(uid, None)
+                self.outputs.drop(ingress, uid)
 
     def abort_ingress(self, ingress: str) -> None:
         """An ingress is gone, and with it everyone who waited for its sequences."""
         self.abort(ingress, [seq.uid for seq in list(self._sequences.values()) if seq.ingress == ingress])
-        self._outputs.pop(ingress, None)
-
-    def take_outputs(self) -> dict[str, list[SequenceOutput]]:
-        """What is new since the last call, by ingress."""
-        outputs = {ingress: list(by_uid.values()) for ingress, by_uid in self._outputs.items() if by_uid}
-        self._outputs = {}
-        return outputs
+        self.outputs.drop_ingress(ingress)
 
     def flush(self) -> tuple[bool, str]:
         """Drop the cached prefixes; refused while anything runs or waits."""
@@ -253,13 +245,7 @@ class Scheduler:
 
     def _waits_for_prefix(self, seq: Sequence, matched_pages: int) -> bool:
         """Whether a running prefill is computing pages that this sequence could share: better to wait than to compute twice."""
-        last = matched_pages + SHARED_PAGES - 1
-        return (
-            self.config.radix_cache
-            and last < len(seq.page_hashes)
-            and self._computing.get(seq.page_hashes[last], 0) > 0
-            and not self._wants_prompt_logprobs(seq)
-        )
+        return self.config.radix_cache and self._computing.includes(seq, matched_pages) and not self._wants_prompt_logprobs(seq)
 
     def _expected_growth(self, seq: Sequence) -> int:
         """Pages it is expected to need beyond those of its known tokens."""
@@ -283,9 +269,7 @@ class Scheduler:
             self.stats.prompt_tokens += seq.num_prompt
             self.stats.cached_tokens += match.num_tokens
         if self.config.radix_cache:
-            seq.computing = seq.page_hashes[len(match.pages) :]
-            for page_hash in seq.computing:
-                self._computing[page_hash] += 1
+            self._computing.start(seq, len(match.pages))
         self.running.append(seq)
         builder.init_slot(seq)
 
@@ -320,21 +304,12 @@ class Scheduler:
                 self.pool.free([own])
         seq.node = inserted.node
         seq.num_shared = full
-        self._stop_computing(seq, keep=max(0, len(seq.page_hashes) - full))
-
-    def _stop_computing(self, seq: Sequence, keep: int = 0) -> None:
-        """Its first pages need no waiting for any more; the last `keep` still do."""
-        done = max(0, len(seq.computing) - keep)
-        for page_hash in seq.computing[:done]:
-            self._computing[page_hash] -= 1
-            if not self._computing[page_hash]:
-                del self._computing[page_hash]
-        del seq.computing[:done]
+        self._computing.computed(seq, full)
 
     def _release(self, seq: Sequence) -> None:
         """Give back slot and pages; what was computed stays in the tree, evictable."""
         self._share(seq)
-        self._stop_computing(seq)
+        self._computing.stop(seq)
         self.pool.free(seq.pages[seq.num_shared :])
         self.tree.unlock(seq.node)
         self._free_slots.append(seq.slot)
@@ -367,7 +342,7 @@ class Scheduler:
         for index, row in enumerate(step.rows):
             seq = row.seq
             if row.prompt_logprobs and result.prompt_logprobs is not None:
-                self._add_prompt_logprobs(row, result.prompt_logprobs[index])
+                add_prompt_logprobs(row, result.prompt_logprobs[index])
             if row.samples:
                 token = result.token_ids[sampled]
                 logprob = result.logprobs[sampled] if result.logprobs is not None else None
@@ -376,39 +351,16 @@ class Scheduler:
                     seq.num_pending -= 1
                     self._add_token(seq, token, logprob)
             elif seq.status is Status.RUNNING and row.start + row.count == len(seq.tokens) == seq.max_tokens:
-                self._finish(seq, self._output(seq), Finish("length"))  # asked for no token, only about its prompt
-
-    def _add_prompt_logprobs(self, row: Row, entries: list[TokenLogprob]) -> None:
-        seq = row.seq
-        if seq.prompt_logprobs is not None and len(seq.prompt_logprobs) == row.start + 1:
-            seq.prompt_logprobs.extend(entries[: seq.num_prompt - row.start - 1])
+                self._finish(seq, self.outputs.of(seq), Finish("length"))  # asked for no token, only about its prompt
 
     def _add_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         seq.tokens.append(token)
         self.stats.generated_tokens += 1
-        output = self._output(seq)
-        output.token_ids.append(token)
-        if logprob is not None and seq.sampling.logprobs:
-            output.logprobs = output.logprobs or []
-            output.logprobs.append(logprob)
+        output = self.outputs.add_token(seq, token, logprob)
         if token in seq.stop_ids:
             self._finish(seq, output, Finish("stop", matched=token))
         elif len(seq.tokens) >= seq.max_tokens:
             self._finish(seq, output, Finish("length"))
-
-    def _output(self, seq: Sequence) -> SequenceOutput:
-        """The sequence's output of this round, made when first asked for."""
-        mine = self._outputs.setdefault(seq.ingress, {})
-        if (output := mine.get(seq.uid)) is None:
-            output = mine[seq.uid] = SequenceOutput(seq.uid, [])
-            if not seq.num_sent_before:
-                output.cached_tokens = seq.cached_tokens
-                output.prompt_logprobs = seq.prompt_logprobs
-                seq.num_sent_before = 1
-        return output
-
-    def _emit(self, ingress: str, output: SequenceOutput) -> None:
-        self._outputs.setdefault(ingress, {})[output.uid] = output
 
     def _finish(self, seq: Sequence, output: SequenceOutput, finish: Finish) -> None:
         output.finish = finish

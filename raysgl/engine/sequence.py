@@ -46,7 +46,6 @@ class Sequence:
     extra_key: str = ""
     priority: int = 0
     arrival: int = 0
-    num_sent_before: int = 0
 
     status: Status = Status.WAITING
     slot: int = -1
@@ -60,6 +59,7 @@ class Sequence:
     computing: list[int] = field(default_factory=list)
     overtaken: int = 0
     cached_tokens: int | None = None
+    announced: bool = False
     prompt_logprobs: list[TokenLogprob] | None = None
 
     @property

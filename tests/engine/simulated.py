@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from zlib import crc32
 
+from raysgl.cache.hashing import page_hashes
 from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import StepPlan, StepResult, ints
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.messages import SequenceOutput, Submit, TokenLogprob, pack_ids
-from raysgl.cache.hashing import page_hashes
 from raysgl.sampling.params import SamplingParams
 
 VOCAB = 50
