@@ -1,0 +1,255 @@
+"""The global prefix index: which replica has which page cached.
+
+A page hash maps to a bit mask of replicas, so a page costs the same wherever and however often it is cached (about 130 bytes), and
+`match` follows all replicas at once: one look-up and one AND a page.
+
+The dict is cut into shards. When a replica leaves or clears its cache its bit is retired, which takes effect at once and costs
+nothing; the bit is swept out of the masks one shard with each later batch, and then used again. So no call ever walks the
+whole index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from raysgl.messages import CacheCleared, KVEvents, PagesRemoved, PagesStored
+from raysgl.routing.messages import IndexDump
+
+SHARDS = 256
+"""At 20 million pages a shard has 80,000, which take about 10 ms to sweep."""
+
+
+class Applied(Enum):
+    """What became of a batch. For `UNKNOWN`, `DEAD`, `DUPLICATE` and `GAP` it was not applied."""
+
+    OK = "ok"
+    GAP = "gap"
+    """Batches before it are missing: the replica must send a snapshot."""
+    DUPLICATE = "duplicate"
+    """An earlier sequence number than expected."""
+    DEAD = "dead"
+    """Of an epoch before the replica's current one."""
+    UNKNOWN = "unknown"
+    """Of a replica or an epoch that was not added."""
+
+
+class _Member:
+    """A replica in the index. bit: its power of two in the masks. sequence: of the batch expected next. synced: no gap."""
+
+    __slots__ = ("bit", "epoch", "pages", "sequence", "synced")
+
+    def __init__(self, epoch: int, bit: int, sequence: int = 0, synced: bool = True):
+        self.epoch = epoch
+        self.bit = bit
+        self.sequence = sequence
+        self.synced = synced
+        self.pages = 0
+
+
+class PrefixIndex:
+    """The index of one model. Not thread safe."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, _Member] = {}
+        self._names: dict[int, str] = {}
+        self._live = 0
+        self._shards: list[dict[int, int]] = [{} for _ in range(SHARDS)]
+        self._free_bits: list[int] = []
+        self._num_bits = 0
+        # Retired bits wait for a sweep to begin, are swept from shard 0 to the last, and are then free.
+        self._retired = 0
+        self._sweeping = 0
+        self._sweep_next = 0
+
+    def __contains__(self, replica: str) -> bool:
+        return replica in self._members
+
+    def add(self, replica: str, epoch: int) -> None:
+        """A replica begins this epoch, with nothing cached. What was known of it before is dropped."""
+        self.drop(replica)
+        self._members[replica] = member = _Member(epoch, 0)
+        self._give_bit(replica, member)
+
+    def drop(self, replica: str) -> None:
+        """Forget a replica. Does nothing if it is unknown."""
+        member = self._members.pop(replica, None)
+        if member is not None:
+            self._retire(member)
+
+    def apply(self, batch: KVEvents) -> Applied:
+        """Take a replica's events. A batch that begins with `CacheCleared` is applied whatever is missing before it."""
+        member = self._members.get(batch.replica)
+        if member is None or batch.epoch > member.epoch:
+            return Applied.UNKNOWN
+        if batch.epoch < member.epoch:
+            return Applied.DEAD
+        if batch.sequence < member.sequence:
+            return Applied.DUPLICATE
+        whole = bool(batch.events) and isinstance(batch.events[0], CacheCleared)
+        if not whole and (batch.sequence > member.sequence or not member.synced):
+            member.synced = False
+            return Applied.GAP
+        member.synced = True
+        member.sequence = batch.sequence + 1
+        for event in batch.events:
+            if isinstance(event, PagesStored):
+                self._store(member, event.hashes)
+            elif isinstance(event, PagesRemoved):
+                self._discard(member, event.hashes)
+            elif member.pages:
+                self._retire(member)
+                self._give_bit(batch.replica, member)
+        self._sweep()
+        return Applied.OK
+
+    def match(self, hashes: Sequence[int]) -> dict[str, int]:
+        """How many leading pages of a prompt each replica has; replicas that have none are left out."""
+        hits: dict[str, int] = {}
+        shards = self._shards
+        mask = self._live
+        for index, page in enumerate(hashes):
+            both = shards[page & 255].get(page, 0) & mask
+            if both != mask:
+                if index:
+                    self._name(mask ^ both, index, hits)
+                mask = both
+                if not mask:
+                    return hits
+        if hashes:
+            self._name(mask, len(hashes), hits)
+        return hits
+
+    def unsynced(self) -> list[tuple[str, int]]:
+        """(replica, epoch) of those whose batches have a gap, and who must send a snapshot."""
+        return [(name, member.epoch) for name, member in self._members.items() if not member.synced]
+
+    def synced(self, replica: str) -> bool:
+        """Whether a replica's batches have come without a gap."""
+        return self._members[replica].synced
+
+    def pages(self, replica: str) -> int:
+        """How many pages a replica is known to have (0 for an unknown one)."""
+        member = self._members.get(replica)
+        return member.pages if member else 0
+
+    def hashes_of(self, replica: str) -> set[int]:
+        """All pages of a replica; for checks. Walks the index."""
+        member = self._members.get(replica)
+        bit = member.bit if member else 0
+        return {page for shard in self._shards for page, mask in shard.items() if mask & bit}
+
+    def dump(self) -> IndexDump:
+        """Everything, for a mirror that starts. Walks the index."""
+        order = list(self._members)
+        bits = [self._members[name].bit for name in order]
+        mask_bytes = max(1, (len(order) + 7) // 8)
+        renumbered: dict[int, bytes] = {}  # masks repeat a lot
+        hashes = []
+        masks = []
+        for shard in self._shards:
+            for page, mask in shard.items():
+                mask &= self._live
+                if mask:
+                    packed = renumbered.get(mask)
+                    if packed is None:
+                        value = sum(1 << i for i, bit in enumerate(bits) if mask & bit)
+                        packed = renumbered[mask] = value.to_bytes(mask_bytes, "little")
+                    hashes.append(page.to_bytes(8, "little"))
+                    masks.append(packed)
+        members = self._members
+        replicas = [(name, members[name].epoch, members[name].sequence, members[name].synced) for name in order]
+        return IndexDump(replicas, b"".join(hashes), b"".join(masks), mask_bytes)
+
+    @classmethod
+    def load(cls, dump: IndexDump) -> PrefixIndex:
+        """The inverse of `dump`."""
+        index = cls()
+        members = []
+        for name, epoch, sequence, synced in dump.replicas:
+            index.add(name, epoch)
+            member = index._members[name]
+            member.sequence, member.synced = sequence, synced
+            members.append(member)
+        # `add` gave replica i bit i, so the masks need no renumbering.
+        masks: dict[bytes, int] = {}
+        counts: dict[int, int] = {}
+        width = dump.mask_bytes
+        for i in range(len(dump.hashes) // 8):
+            page = int.from_bytes(dump.hashes[i * 8 : i * 8 + 8], "little")
+            packed = dump.masks[i * width : (i + 1) * width]
+            mask = masks.get(packed)
+            if mask is None:
+                mask = masks[packed] = int.from_bytes(packed, "little")
+            index._shards[page & 255][page] = mask
+            counts[mask] = counts.get(mask, 0) + 1
+        for mask, count in counts.items():
+            for member in members:
+                if mask & member.bit:
+                    member.pages += count
+        return index
+
+    # ------------------------------------------------------------------ masks
+
+    def _store(self, member: _Member, hashes: list[int]) -> None:
+        shards, bit = self._shards, member.bit
+        for page in hashes:
+            shard = shards[page & 255]
+            mask = shard.get(page, 0)
+            if not mask & bit:
+                shard[page] = mask | bit
+                member.pages += 1
+
+    def _discard(self, member: _Member, hashes: list[int]) -> None:
+        shards, bit, live = self._shards, member.bit, self._live
+        for page in hashes:
+            shard = shards[page & 255]
+            mask = shard.get(page, 0)
+            if mask & bit:
+                member.pages -= 1
+                mask = (mask ^ bit) & live
+                if mask:
+                    shard[page] = mask
+                else:
+                    del shard[page]
+
+    def _name(self, mask: int, pages: int, hits: dict[str, int]) -> None:
+        names = self._names
+        while mask:
+            low = mask & -mask
+            hits[names[low]] = pages
+            mask ^= low
+
+    # ------------------------------------------------------------------ bits
+
+    def _give_bit(self, replica: str, member: _Member) -> None:
+        if self._free_bits:
+            member.bit = self._free_bits.pop()
+        else:
+            member.bit = 1 << self._num_bits
+            self._num_bits += 1
+        self._names[member.bit] = replica
+        self._live |= member.bit
+
+    def _retire(self, member: _Member) -> None:
+        self._live &= ~member.bit
+        del self._names[member.bit]
+        if member.pages:
+            self._retired |= member.bit
+        else:
+            self._free_bits.append(member.bit)
+        member.pages = 0
+
+    def _sweep(self) -> None:
+        """Take retired bits out of one more shard."""
+        if not self._sweeping:
+            if not self._retired:
+                return
+            self._sweeping, self._retired = self._retired, 0
+        keep = ~self._sweeping
+        shard = self._shards[self._sweep_next]
+        self._shards[self._sweep_next] = {page: mask & keep for page, mask in shard.items() if mask & keep}
+        self._sweep_next += 1
+        if self._sweep_next == SHARDS:
+            self._free_bits += [1 << i for i in range(self._num_bits) if self._sweeping >> i & 1]
+            self._sweeping = self._sweep_next = 0

@@ -1,0 +1,125 @@
+"""How busy a replica is right now: its last report, plus what has happened since.
+
+A report does not yet count the requests that were still on their way when it was made. Requests sent within the last
+moments before a report (one transit and two steps: requests are taken in between steps, and one step is always ahead) are
+therefore counted on top of it, older ones are taken to be included.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from raysgl.messages import Load
+
+TRANSIT_S = 0.02
+"""Ingress to engine and back, generously: ZeroMQ takes 1 ms each way, a busy event loop more."""
+
+
+class Flight:
+    """A request on its way to, or running at, a replica. tokens: uncached prompt tokens. sequences: rows it will take.
+
+    started: its first token has come. absorbed: reports include it. hashes: of the pages that it is to compute.
+    """
+
+    __slots__ = ("absorbed", "book", "hashes", "sent_at", "sequences", "started", "tokens")
+
+    def __init__(self, book: LoadBook, sent_at: float, tokens: int, sequences: int, hashes: list[int]):
+        self.book = book
+        self.sent_at = sent_at
+        self.tokens = tokens
+        self.sequences = sequences
+        self.hashes = hashes
+        self.started = False
+        self.absorbed = False
+
+    @property
+    def replica(self) -> str:
+        return self.book.replica
+
+
+class LoadBook:
+    """One replica's load. `queued_tokens`, `waiting` and `running` are estimates of now, in the units of `Load`."""
+
+    def __init__(self, replica: str):
+        self.replica = replica
+        self.load = Load()
+        self.reported = False
+        self._recent: deque[Flight] = deque()
+        self._tokens = 0
+        self._waiting = 0
+        self._running = 0
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens not yet computed."""
+        return max(0, self.load.queued_tokens + self._tokens)
+
+    @property
+    def running(self) -> int:
+        """Sequences that run or will be let run at once."""
+        return self._admit()[0]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._admit()[1]
+
+    def _admit(self) -> tuple[int, int]:
+        """(running, waiting). New requests fill the free places first, where nobody waits already."""
+        load = self.load
+        running = max(0, load.running + self._running)
+        waiting = max(0, load.waiting + self._waiting)
+        if load.waiting == 0:
+            admitted = min(waiting, max(0, load.max_running - running)) if load.max_running else waiting
+            return running + admitted, waiting - admitted
+        return running, waiting
+
+    def accepts(self, max_queued: int) -> bool:
+        """Whether another request would run at once, or wait as one of at most `max_queued`."""
+        running, waiting = self._admit()
+        return waiting < max_queued or (waiting == 0 and (not self.load.max_running or running < self.load.max_running))
+
+    def sent(self, now: float, tokens: int, sequences: int, hashes: list[int]) -> Flight:
+        """A request was sent to the replica."""
+        flight = Flight(self, now, tokens, sequences, hashes)
+        self._recent.append(flight)
+        self._tokens += tokens
+        self._waiting += sequences
+        return flight
+
+    def first_token(self, flight: Flight) -> None:
+        """Its prompt has been computed."""
+        if flight.started:
+            return
+        flight.started = True
+        self._tokens -= flight.tokens
+        # Reports count a request as running from when its prefill starts, so only an unreported one changes sides here.
+        if not flight.absorbed:
+            self._waiting -= flight.sequences
+            self._running += flight.sequences
+
+    def finished(self, flight: Flight) -> None:
+        """It is over, whether or not it had begun."""
+        if not flight.started:
+            self._tokens -= flight.tokens
+        if flight.started or (flight.absorbed and not self.load.waiting):
+            self._running -= flight.sequences
+        else:
+            self._waiting -= flight.sequences
+        flight.started = True
+        flight.sequences = flight.tokens = 0
+
+    def report(self, load: Load, now: float) -> bool:
+        """A report came. False if it is older than one that came before (reports come by two ways)."""
+        if self.reported and load.steps < self.load.steps:
+            return False
+        self.load = load
+        self.reported = True
+        horizon = now - TRANSIT_S - 2 * load.step_seconds
+        recent = self._recent
+        while recent and recent[0].sent_at <= horizon:
+            recent.popleft().absorbed = True
+        self._tokens = sum(flight.tokens for flight in recent if not flight.started)
+        self._waiting = sum(flight.sequences for flight in recent if not flight.started)
+        self._running = sum(flight.sequences for flight in recent if flight.started)
+        return True

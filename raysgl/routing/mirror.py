@@ -1,0 +1,185 @@
+"""An ingress's copy of what the coordinator knows, and the routers that decide from it.
+
+    updates = coordinator.updates_since(*mirror.cursor)   # by long poll
+    mirror.apply(updates, now)
+    decisions = mirror.choose(model, requests, now)
+    coordinator.routed(mirror.take_routed())              # batched
+
+When the coordinator is away the mirror goes stale and serving goes on: loads still come with the tokens (`load`), deaths are
+learned from Ray (`lost`). When it comes back with a new epoch, the mirror keeps its own view until the replicas have had time to
+register again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from raysgl.messages import Load
+from raysgl.routing.index import PrefixIndex
+from raysgl.routing.messages import (
+    CacheChanged,
+    Delta,
+    LoadChanged,
+    ModelView,
+    ReplicaDraining,
+    ReplicaInfo,
+    ReplicaJoined,
+    ReplicaLeft,
+    Routed,
+    Updates,
+)
+from raysgl.routing.router import Decision, Refusal, Router, RouteRequest
+
+
+class Mirror:
+    """Not thread safe. `now` is time.monotonic() of the ingress. `ingress` is its own id, to know its own notices by."""
+
+    def __init__(self, ingress: str, seed: int | None = None):
+        self.ingress = ingress
+        self.routers: dict[str, Router] = {}
+        self.updated_at: float | None = None
+        self._epoch = 0
+        self._version = -1
+        self._random = random.Random(seed)
+        self._outbox: list[Routed] = []
+        # Lives known to be over before the coordinator says so. Later lives of a replica have greater epochs.
+        self._lost: dict[str, int] = {}
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        """(coordinator epoch, version) to ask updates since."""
+        return self._epoch, self._version
+
+    def staleness(self, now: float) -> float:
+        """Seconds since the coordinator last answered; infinite before it has."""
+        return float("inf") if self.updated_at is None else now - self.updated_at
+
+    def apply(self, updates: Updates, now: float) -> bool:
+        """Take the coordinator's answer. False if it does not fit (a lost or repeated answer, or a coordinator that is not yet
+        settled): nothing has changed then, and asking since `cursor` again is right.
+        """
+        if updates.views is not None:
+            if not updates.settled and self._version >= 0 and updates.coordinator_epoch != self._epoch:
+                return False
+            self._adopt(updates.views, now)
+            self._epoch = updates.coordinator_epoch
+        elif (updates.coordinator_epoch, updates.since) != self.cursor:
+            return False
+        else:
+            for delta in updates.deltas:
+                self._apply(delta, now)
+        self._version = updates.version
+        self.updated_at = now
+        return True
+
+    # ------------------------------------------------------------------ deciding
+
+    def choose(self, model: str, requests: Iterable[RouteRequest], now: float) -> list[Decision | Refusal]:
+        """Place requests that arrived together (see `Router.choose`), and note them for the other ingresses."""
+        router = self.routers.get(model)
+        if router is None:
+            return [Refusal("none", 1.0) for _ in requests]
+        decisions = router.choose(requests, now)
+        for decision in decisions:
+            if isinstance(decision, Decision):
+                self._outbox.append(
+                    Routed(model, self.ingress, decision.replica, decision.epoch, decision.tokens, decision.new_hashes)
+                )
+        return decisions
+
+    def take_routed(self) -> list[Routed]:
+        """Decisions since the last call, to be told to the coordinator. May be thrown away if it is not there."""
+        notices, self._outbox = self._outbox, []
+        return notices
+
+    def first_token(self, model: str, ticket: int, now: float) -> None:
+        """See `Router.first_token`."""
+        if model in self.routers:
+            self.routers[model].first_token(ticket, now)
+
+    def finish(self, model: str, ticket: int, now: float) -> None:
+        """See `Router.finish`."""
+        if model in self.routers:
+            self.routers[model].finish(ticket, now)
+
+    # ------------------------------------------------------------------ learned without the coordinator
+
+    def load(self, model: str, replica: str, epoch: int, load: Load, now: float) -> None:
+        """A load that came with tokens (`StepOutput.load`); tell `first_token` and `finish` of those tokens before."""
+        if model in self.routers:
+            self.routers[model].load(replica, epoch, load, now)
+
+    def lost(self, model: str, replica: str, epoch: int) -> None:
+        """This ingress saw the replica die; it is not used again, whatever the coordinator still says of this life."""
+        self._lost[replica] = max(epoch, self._lost.get(replica, epoch))
+        if model in self.routers:
+            self.routers[model].leave(replica, epoch)
+
+    def drain(self, model: str, replica: str, epoch: int) -> None:
+        """The replica refused a request because it is draining."""
+        if model in self.routers:
+            self.routers[model].drain(replica, epoch)
+
+    def replicas(self, model: str) -> list[ReplicaInfo]:
+        """Known replicas of a model, draining ones too."""
+        return self.routers[model].replicas() if model in self.routers else []
+
+    def loads(self) -> dict[str, dict[str, Load]]:
+        """model -> replica -> last report."""
+        return {model: router.loads() for model, router in self.routers.items()}
+
+    # ------------------------------------------------------------------ inner
+
+    def _apply(self, delta: Delta, now: float) -> None:
+        # Copies of infos, since routers change `draining`, and in one process the coordinator's object may be the same.
+        if isinstance(delta, ReplicaJoined):
+            if not self._is_lost(delta.info.replica, delta.info.epoch):
+                self._router(delta.info.model).join(replace(delta.info))
+            return
+        router = self._router(delta.model)
+        if isinstance(delta, CacheChanged):
+            router.events(delta.batch, now)
+        elif isinstance(delta, LoadChanged):
+            router.load(delta.replica, delta.epoch, delta.load, now)
+        elif isinstance(delta, ReplicaDraining):
+            router.drain(delta.replica, delta.epoch, delta.draining)
+        elif isinstance(delta, ReplicaLeft):
+            router.leave(delta.replica, delta.epoch)
+        elif delta.ingress != self.ingress:
+            router.routed(delta.replica, delta.epoch, delta.tokens, delta.hashes, now)
+
+    def _adopt(self, views: list[ModelView], now: float) -> None:
+        """Replace everything by the coordinator's view, but keep what only this ingress knows: its requests and fresh loads."""
+        before = self.routers
+        self.routers = {}
+        for view in views:
+            router = self._router(view.model)
+            router.index = PrefixIndex.load(view.index)
+            for info in view.replicas:
+                if self._is_lost(info.replica, info.epoch):
+                    router.index.drop(info.replica)
+                else:
+                    router.join(replace(info), index_too=False)
+            if view.model in before:
+                router.adopt(before[view.model])
+            for info in view.replicas:
+                if info.replica in view.loads:
+                    router.load(info.replica, info.epoch, view.loads[info.replica], now)
+        for model, router in before.items():
+            if model not in self.routers:
+                # No replica now; its router stays for the tickets that are still out.
+                for info in router.replicas():
+                    router.leave(info.replica, info.epoch)
+                self.routers[model] = router
+
+    def _router(self, model: str) -> Router:
+        router = self.routers.get(model)
+        if router is None:
+            router = self.routers[model] = Router(self._random.getrandbits(64))
+        return router
+
+    def _is_lost(self, replica: str, epoch: int) -> bool:
+        return epoch <= self._lost.get(replica, -1)
