@@ -38,13 +38,16 @@ class Flight:
 
 
 class LoadBook:
-    """One replica's load. `queued_tokens`, `waiting` and `running` are estimates of now, in the units of `Load`."""
+    """One replica's load; `queued_tokens` and `occupancy` estimate it as of now, in the units of `Load`."""
 
     def __init__(self, replica: str):
         self.replica = replica
         self.load = Load()
         self.reported = False
+        self.changed = True
+        """Set with every change; for whoever derives something from the figures."""
         self._recent: deque[Flight] = deque()
+        # What has happened since the report, to be added to its figures.
         self._tokens = 0
         self._waiting = 0
         self._running = 0
@@ -54,18 +57,8 @@ class LoadBook:
         """Prompt tokens not yet computed."""
         return max(0, self.load.queued_tokens + self._tokens)
 
-    @property
-    def running(self) -> int:
-        """Sequences that run or will be let run at once."""
-        return self._admit()[0]
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for their turn."""
-        return self._admit()[1]
-
-    def _admit(self) -> tuple[int, int]:
-        """(running, waiting). New requests fill the free places first, where nobody waits already."""
+    def occupancy(self) -> tuple[int, int]:
+        """(running, waiting). Requests sent since the report fill free places first, where nobody waits already."""
         load = self.load
         running = max(0, load.running + self._running)
         waiting = max(0, load.waiting + self._waiting)
@@ -74,15 +67,11 @@ class LoadBook:
             return running + admitted, waiting - admitted
         return running, waiting
 
-    def accepts(self, max_queued: int) -> bool:
-        """Whether another request would run at once, or wait as one of at most `max_queued`."""
-        running, waiting = self._admit()
-        return waiting < max_queued or (waiting == 0 and (not self.load.max_running or running < self.load.max_running))
-
     def sent(self, now: float, tokens: int, sequences: int, hashes: list[int]) -> Flight:
         """A request was sent to the replica."""
         flight = Flight(self, now, tokens, sequences, hashes)
         self._recent.append(flight)
+        self.changed = True
         self._tokens += tokens
         self._waiting += sequences
         return flight
@@ -91,7 +80,7 @@ class LoadBook:
         """Its prompt has been computed."""
         if flight.started:
             return
-        flight.started = True
+        flight.started = self.changed = True
         self._tokens -= flight.tokens
         # Reports count a request as running from when its prefill starts, so only an unreported one changes sides here.
         if not flight.absorbed:
@@ -106,7 +95,7 @@ class LoadBook:
             self._running -= flight.sequences
         else:
             self._waiting -= flight.sequences
-        flight.started = True
+        flight.started = self.changed = True
         flight.sequences = flight.tokens = 0
 
     def report(self, load: Load, now: float) -> bool:
@@ -114,7 +103,7 @@ class LoadBook:
         if self.reported and load.steps < self.load.steps:
             return False
         self.load = load
-        self.reported = True
+        self.reported = self.changed = True
         horizon = now - TRANSIT_S - 2 * load.step_seconds
         recent = self._recent
         while recent and recent[0].sent_at <= horizon:

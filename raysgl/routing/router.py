@@ -17,6 +17,7 @@ rest of those ahead takes longer than the prefix.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,11 +89,47 @@ class Refusal:
 
 
 class _Replica:
-    __slots__ = ("book", "info")
+    """A replica and what its cost is made of, derived from its book when that has changed.
+
+    rate: prefill tokens/s, 0 if unmeasured. queued: prompt tokens ahead. over: sequences beyond the places to run in, if one more
+    came. room: tokens that its pages still take. slowness: seconds for the pace of its decode. open: below `max_queued`.
+    """
+
+    __slots__ = ("book", "decode_rate", "info", "limited", "open", "over", "queued", "rate", "room", "slowness")
 
     def __init__(self, info: ReplicaInfo):
         self.info = info
         self.book = LoadBook(info.replica)
+
+    def refresh(self) -> None:
+        book, load = self.book, self.book.load
+        book.changed = False
+        running, waiting = book.occupancy()
+        self.queued = book.queued_tokens
+        self.rate = load.prefill_rate
+        self.decode_rate = load.decode_rate or DEFAULT_DECODE_RATE
+        self.limited = load.max_running > 0
+        self.over = running + waiting + 1 - load.max_running if self.limited else 0
+        page_size = self.info.page_size
+        self.room = (load.free_pages + load.cached_pages) * page_size - self.queued if load.total_pages else 1 << 60
+        self.slowness = PACE_STEPS * load.step_seconds * running / max(1, load.running)
+        # A place to run is taken even where nobody may wait.
+        self.open = waiting < self.info.max_queued or (waiting == 0 and self.over <= 0)
+
+    def cost(self, request: RouteRequest, hit: int, coming: int, default_rate: float) -> float:
+        """Seconds, as at the top of the file. hit, coming: tokens cached or about to be, and those of them only about to be."""
+        uncached = max(1, request.num_tokens - hit)
+        seconds = (uncached + max(0, self.queued - coming)) / (self.rate or default_rate) + self.slowness
+        over = self.over + request.sequences - 1
+        if over > 0 and self.limited:
+            seconds += over * EXPECTED_OUTPUT / self.decode_rate
+        short = uncached + EXPECTED_OUTPUT * request.sequences - self.room
+        return seconds + short / self.decode_rate if short > 0 else seconds
+
+    def queue_seconds(self, default_rate: float) -> float:
+        """How long until all that waits now has got its turn."""
+        waiting = self.book.occupancy()[1]
+        return max(self.queued / (self.rate or default_rate), waiting * EXPECTED_OUTPUT / self.decode_rate)
 
 
 class Router:
@@ -104,6 +141,7 @@ class Router:
         self._replicas: dict[str, _Replica] = {}
         self._flights: dict[int, Flight] = {}
         self._tickets = itertools.count(1)
+        self._default_rate = DEFAULT_PREFILL_RATE
         self._random = random.Random(seed)
 
     # ------------------------------------------------------------------ what is known
@@ -141,6 +179,9 @@ class Router:
         """A load report. Where it came together with tokens, tell of those first (`first_token`, `finish`)."""
         if self.epoch(replica) == epoch:
             self._replicas[replica].book.report(load, now)
+            # For replicas that have not measured theirs: the mean of the others'.
+            rates = [rate for r in self._replicas.values() if (rate := r.book.load.prefill_rate)]
+            self._default_rate = sum(rates) / len(rates) if rates else DEFAULT_PREFILL_RATE
 
     def routed(self, replica: str, epoch: int, tokens: int, hashes: list[int], now: float) -> None:
         """Another ingress sent a request to a replica."""
@@ -169,10 +210,11 @@ class Router:
     def adopt(self, previous: Router) -> None:
         """Take over from a router that this one replaces: its tickets, and the loads and optimistic pages of the lives both know."""
         self._flights, self._tickets = previous._flights, previous._tickets
-        self.optimistic = previous.optimistic
+        self.optimistic, self._default_rate = previous.optimistic, previous._default_rate
         for name, known in previous._replicas.items():
             if self.epoch(name) == known.info.epoch:
                 self._replicas[name].book = known.book
+                known.book.changed = True
             else:
                 self.optimistic.drop_replica(name)
 
@@ -199,19 +241,33 @@ class Router:
             flight.book.finished(flight)
 
     def _choose(self, request: RouteRequest, now: float) -> Decision | Refusal:
-        able = [r for name, r in self._replicas.items() if not r.info.draining and name not in request.exclude]
-        if not able:
-            return Refusal("none", 1.0)
-        open_ = [r for r in able if r.book.accepts(r.info.max_queued)]
-        if not open_:
-            return Refusal("full", self._retry_after(able))
         cached = self.index.match(request.hashes)
         hits = self.optimistic.extend(request.hashes, cached)
-        default_rate = self._default_prefill_rate()
-        costs = [(self._cost(r, request, cached, hits, default_rate), r) for r in open_]
-        best = min(cost for cost, _ in costs)
-        slack = SESSION_SLACK_S if request.session else TIE_S
-        equal = [pair for pair in costs if pair[0] <= best + slack]
+        default_rate = self._default_rate
+        exclude = request.exclude
+        able = False
+        costs: list[tuple[float, _Replica]] = []
+        best = math.inf
+        for name, replica in self._replicas.items():
+            if replica.info.draining or name in exclude:
+                continue
+            able = True
+            if replica.book.changed:
+                replica.refresh()
+            if not replica.open:
+                continue
+            hit = hits.get(name, 0)
+            if hit:
+                page_size = replica.info.page_size
+                cost = replica.cost(request, hit * page_size, (hit - cached.get(name, 0)) * page_size, default_rate)
+            else:
+                cost = replica.cost(request, 0, 0, default_rate)
+            costs.append((cost, replica))
+            best = min(best, cost)
+        if not costs:
+            return Refusal("full", self._retry_after(exclude)) if able else Refusal("none", 1.0)
+        limit = best + (SESSION_SLACK_S if request.session else TIE_S)
+        equal = [pair for pair in costs if pair[0] <= limit]
         if request.session:
             # Rendezvous hashing: every ingress prefers the same replica for a session, and a replica that comes or goes
             # moves only its own sessions.
@@ -219,27 +275,6 @@ class Router:
         else:
             cost, chosen = self._random.choice(equal)
         return self._commit(request, chosen, hits.get(chosen.info.replica, 0), cost, now)
-
-    def _cost(
-        self, replica: _Replica, request: RouteRequest, cached: dict[str, int], hits: dict[str, int], default_rate: float
-    ) -> float:
-        """Seconds, as at the top of the file."""
-        name, page_size = replica.info.replica, replica.info.page_size
-        book, load = replica.book, replica.book.load
-        hit = hits.get(name, 0)
-        coming = (hit - cached.get(name, 0)) * page_size
-        uncached = max(1, request.num_tokens - hit * page_size)
-        rate = load.prefill_rate or default_rate
-        cost = (uncached + max(0, book.queued_tokens - coming)) / rate
-        running, waiting = book.running, book.waiting
-        decode_rate = load.decode_rate or DEFAULT_DECODE_RATE
-        if load.max_running:
-            ahead = max(0, running + waiting + request.sequences - load.max_running)
-            cost += ahead * EXPECTED_OUTPUT / decode_rate
-        if load.total_pages:
-            needed = uncached + EXPECTED_OUTPUT * request.sequences + book.queued_tokens
-            cost += max(0, needed - (load.free_pages + load.cached_pages) * page_size) / decode_rate
-        return cost + PACE_STEPS * load.step_seconds * running / max(1, load.running)
 
     def _commit(self, request: RouteRequest, replica: _Replica, hit: int, cost: float, now: float) -> Decision:
         info = replica.info
@@ -250,20 +285,11 @@ class Router:
         self._flights[ticket] = replica.book.sent(now, tokens, request.sequences, new_hashes)
         return Decision(info.replica, info.epoch, hit, cost, ticket, tokens, new_hashes)
 
-    def _default_prefill_rate(self) -> float:
-        """For replicas without a measurement: the mean of the others'."""
-        rates = [r.book.load.prefill_rate for r in self._replicas.values() if r.book.load.prefill_rate]
-        return sum(rates) / len(rates) if rates else DEFAULT_PREFILL_RATE
-
-    def _retry_after(self, replicas: list[_Replica]) -> float:
+    def _retry_after(self, exclude: frozenset[str]) -> float:
         """When half of the shortest queue will have been worked off, in seconds, within reason."""
-
-        def seconds(replica: _Replica) -> float:
-            book, load = replica.book, replica.book.load
-            prefill = book.queued_tokens / (load.prefill_rate or self._default_prefill_rate())
-            return max(prefill, book.waiting * EXPECTED_OUTPUT / (load.decode_rate or DEFAULT_DECODE_RATE))
-
-        return min(60.0, max(1.0, min(map(seconds, replicas)) / 2))
+        able = [r for name, r in self._replicas.items() if not r.info.draining and name not in exclude]
+        shortest = min(replica.queue_seconds(self._default_rate) for replica in able)
+        return min(60.0, max(1.0, shortest / 2))
 
     def _forget(self, replica: str) -> None:
         if self._replicas.pop(replica, None) is not None:
