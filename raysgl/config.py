@@ -1,12 +1,15 @@
 """Every setting of raysgl: one pydantic tree, validated before anything starts.
 
 `raysgl.app.build` takes an `AppConfig` (the `args:` of a serve config file). Engine settings have SGLang's names.
-Unknown settings are refused; `explain` turns pydantic's errors into sentences with the field, the value and what is allowed.
+Unknown settings are refused. `raysgl.config_file.load` reads a file; `explain` turns pydantic's errors into sentences with
+the field, the value and what is allowed. `docs/configuration.md` lists every field.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -46,7 +49,9 @@ class EngineConfig(Settings):
     max_total_tokens: int | None = Field(None, ge=1, description="size of the KV pool in tokens; default: what memory allows")
     disable_radix_cache: bool = False
 
-    max_running_requests: int | None = Field(None, ge=1, description="sequences that run at a time; default 256 on cuda, 64 on cpu")
+    max_running_requests: int | None = Field(
+        None, ge=1, description="sequences that run at a time; default 256 on cuda, 64 on cpu"
+    )
     max_queued_requests: int | None = Field(
         None, ge=0, description="waiting requests a replica accepts before 429; default: 4 x max_running_requests"
     )
@@ -58,15 +63,19 @@ class EngineConfig(Settings):
     disable_overlap_schedule: bool = False
 
     @model_validator(mode="after")
-    def _consistent(self) -> "EngineConfig":
+    def _consistent(self) -> EngineConfig:
         if self.chunked_prefill_size is not None and self.chunked_prefill_size < 1 and self.chunked_prefill_size != -1:
-            raise ValueError(f"chunked_prefill_size is {self.chunked_prefill_size}, but must be at least 1, or -1 for no chunking")
+            raise ValueError(
+                f"chunked_prefill_size is {self.chunked_prefill_size}, but must be at least 1, or -1 for no chunking"
+            )
         if self.load_format == "gguf" and not self.model_path.endswith(".gguf"):
             raise ValueError(f"load_format is gguf, but model_path {self.model_path!r} does not end in .gguf")
         if self.device == "cpu" and self.dtype == "float16":
             raise ValueError("dtype float16 needs device cuda; on cpu use float32 or bfloat16")
         if self.max_total_tokens is not None and self.max_total_tokens < 2 * self.page_size:
-            raise ValueError(f"max_total_tokens is {self.max_total_tokens}, but must hold two pages of page_size {self.page_size}")
+            raise ValueError(
+                f"max_total_tokens is {self.max_total_tokens}, but must hold two pages of page_size {self.page_size}"
+            )
         if self.disable_radix_cache and self.schedule_policy == "lpm":
             raise ValueError("schedule_policy lpm orders by cached prefix and contradicts disable_radix_cache")
         return self
@@ -109,7 +118,7 @@ class AppConfig(Settings):
     models: list[ModelConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _unique_names(self) -> "AppConfig":
+    def _unique_names(self) -> AppConfig:
         names = [model.engine.name for model in self.models]
         for name in names:
             if names.count(name) > 1:
@@ -117,16 +126,72 @@ class AppConfig(Settings):
         return self
 
 
-def explain(error: ValidationError) -> str:
-    """One line for each problem: the field's path, the value, and what is allowed."""
+VLLM_NAMES = {
+    "max_model_len": "context_length",
+    "tensor_parallel_size": "tp_size",
+    "gpu_memory_utilization": "mem_fraction_static",
+    "max_num_seqs": "max_running_requests",
+    "max_num_batched_tokens": "chunked_prefill_size",
+    "block_size": "page_size",
+    "tokenizer": "tokenizer_path",
+    "model": "model_path",
+    "seed": "random_seed",
+    "enable_prefix_caching": "disable_radix_cache",
+}
+"""Names that people bring from vLLM, and what the nearest setting is called here."""
+
+
+RULES = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "string_type": "a string",
+    "too_short": "a list of at least one",
+}
+"""What is allowed, by pydantic's name of the problem, where its own words are not plain."""
+
+
+def explain(error: ValidationError, root: type[BaseModel] = AppConfig, prefix: str = "") -> str:
+    """One line for each problem: the field's path, the value, and what is allowed. `root` is the model that refused."""
     lines = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "config"
-        value = problem.get("input")
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown setting")
-        elif isinstance(value, (dict, list)) or problem["type"] in ("missing", "value_error"):
-            lines.append(f"{where}: {problem['msg']}")
+        loc = problem["loc"]
+        where = prefix + (".".join(str(part) for part in loc) or "config")
+        value, kind, message = problem.get("input"), problem["type"], problem["msg"]
+        if kind == "extra_forbidden":
+            known = _fields_at(root, loc[:-1])
+            lines.append(unknown(where, str(loc[-1]), known))
+        elif kind == "missing":
+            lines.append(f"{where}: is required, but missing")
+        elif kind == "value_error":
+            lines.append(f"{where}: {message.removeprefix('Value error, ')}")
         else:
-            lines.append(f"{where}: {value!r} is not allowed: {problem['msg']}")
+            rule = RULES.get(kind) or message.removeprefix("Input should be ")
+            shown = value if not isinstance(value, (dict, list)) else type(value).__name__
+            lines.append(f"{where}: is {shown!r}, but must be {rule}")
     return "\n".join(lines)
+
+
+def unknown(where: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a setting that does not exist: what was meant, or else all that there is."""
+    known = list(known)
+    near = [VLLM_NAMES[name]] if VLLM_NAMES.get(name) in known else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"{where}: unknown setting; " + (f"did you mean {near[0]}?" if near else "allowed: " + ", ".join(known))
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings of the group at `loc`."""
+    for part in loc:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            candidates = [annotation, *get_args(annotation)]
+            model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)
