@@ -17,7 +17,19 @@ import msgspec
 import zmq
 
 from raysgl.actors.transport import Endpoint, Transport
-from raysgl.messages import Abort, Finish, FlushCache, Flushed, Hello, SequenceOutput, StepOutput, Submit, ToEngine, ToIngress
+from raysgl.messages import (
+    Abort,
+    Finish,
+    FlushCache,
+    Flushed,
+    Hello,
+    Load,
+    SequenceOutput,
+    StepOutput,
+    Submit,
+    ToEngine,
+    ToIngress,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +60,9 @@ class EngineOutbox:
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def emit(self, outputs: dict[str, list[SequenceOutput]], step: int = 0) -> None:
+    def emit(self, outputs: dict[str, list[SequenceOutput]], step: int = 0, load: Load | None = None) -> None:
         """Send a step's outputs, by ingress. The lists are not to be changed afterwards."""
-        self._queue.put((outputs, step, time.monotonic()))
+        self._queue.put((outputs, step, load, time.monotonic()))
 
     def answer(self, ingress: str, message: Flushed) -> None:
         self._queue.put((ingress, message))
@@ -87,10 +99,10 @@ class EngineOutbox:
     def _handle(self, item) -> None:
         if isinstance(item, Hello):
             self._meet(item)
-        elif len(item) == 3:
-            outputs, step, sent_at = item
+        elif len(item) == 4:
+            outputs, step, load, sent_at = item
             for ingress, mine in outputs.items():
-                self._send(ingress, StepOutput(self._replica, self._epoch, step, sent_at, mine))
+                self._send(ingress, StepOutput(self._replica, self._epoch, step, sent_at, mine, load))
         elif len(item) == 2:
             self._send(*item)
 

@@ -1,0 +1,351 @@
+"""What an ingress does between HTTP and the engines: place prompts, deliver tokens, move what a replica lost. No Ray.
+
+A sequence is always in one of three places: at a replica (`placement`), homeless (its replica died and no other is there yet), or
+over. Prompts that arrive in one turn of the loop are routed together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Iterable
+
+from raysgl.actors.engine_link import FORGOTTEN, HELLO_EVERY_S
+from raysgl.actors.ingress_link import EngineConnection, OutputReader
+from raysgl.actors.streams import LiveSequence, Placement, Stream
+from raysgl.actors.transport import Endpoint, Transport
+from raysgl.api.backend import QueueFull, Unavailable
+from raysgl.api.served_model import ServedModel
+from raysgl.cache.hashing import page_hashes
+from raysgl.messages import Abort, Finish, FlushCache, Flushed, Hello, Load, StepOutput, Submit, pack_ids
+from raysgl.routing import Decision, Mirror, Refusal, ReplicaInfo, RouteRequest
+from raysgl.sampling.params import SamplingParams
+
+log = logging.getLogger(__name__)
+
+HOMELESS_S = 120.0
+"""How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
+REHOME_EVERY_S = 0.5
+FLUSH_RETRY_S = 0.1
+
+
+class Dispatcher:
+    """Implements `raysgl.api.backend.Backend`. Lives in one event loop; `name` is this ingress's id."""
+
+    def __init__(self, transport: Transport, name: str, models: dict[str, ServedModel], mirror: Mirror):
+        self.name, self.models, self.mirror = name, models, mirror
+        self.draining = False
+        self._transport = transport
+        self._reader = OutputReader(transport, self._on_message)
+        endpoint = self._reader.endpoint
+        self._hello = Hello(name, endpoint.address, endpoint.public_key)
+        self._engines: dict[str, _Engine] = {}
+        self._uids = itertools.count(1)
+        self._live: dict[int, LiveSequence] = {}
+        self._streams: dict[str, set[Stream]] = {}
+        self._homeless: dict[LiveSequence, float] = {}
+        self._arriving: dict[str, list[tuple[Stream, asyncio.Future[None]]]] = {}
+        self._flushes: dict[int, asyncio.Future[Flushed]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._greeter = self._loop.create_task(self._look_after())
+
+    # ---------------------------------------------------------------- Backend
+
+    async def submit(
+        self,
+        model: ServedModel,
+        request_id: str,
+        input_ids: list[int],
+        sampling: SamplingParams,
+        *,
+        extra_key: str = "",
+        priority: int = 0,
+        session: str = "",
+    ) -> Stream:
+        if self.draining:
+            raise Unavailable("the server is stopping")
+        packed = pack_ids(input_ids)
+        hashes = page_hashes(packed, model.page_size, extra_key)
+        stream = Stream(model, request_id, packed, sampling, hashes, extra_key, priority, session, self._abort)
+        placed: asyncio.Future[None] = self._loop.create_future()
+        arriving = self._arriving.setdefault(model.name, [])
+        arriving.append((stream, placed))
+        if len(arriving) == 1:
+            self._loop.call_soon(self._place_arrivals, model.name)
+        try:
+            await placed
+        except asyncio.CancelledError:
+            stream.abort()
+            raise
+        return stream
+
+    def abort_request(self, request_id: str | None) -> int:
+        streams = (
+            [s for group in self._streams.values() for s in group] if request_id is None else self._streams.get(request_id, ())
+        )
+        aborted = 0
+        for stream in list(streams):
+            live = [seq for seq in stream.sequences if not seq.finished]
+            stream.abort()
+            for seq in live:
+                stream.end(seq, Finish("abort", message="the request was aborted"))
+            aborted += bool(live)
+        return aborted
+
+    async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
+        names = [model] if model is not None else list(self.models)
+        engines = [engine for engine in self._engines.values() if engine.info.model in names]
+        if not engines:
+            return False, "no replica is there"
+        answers = await asyncio.gather(*(self._flush_one(engine, timeout) for engine in engines))
+        refusals = [answer.message for answer in answers if not answer.ok]
+        return (False, "; ".join(refusals)) if refusals else (True, answers[0].message)
+
+    def loads(self) -> dict[str, dict[str, Load]]:
+        return self.mirror.loads()
+
+    def ready(self) -> bool:
+        return not self.draining and all(self.available(name) for name in self.models)
+
+    # ---------------------------------------------------------------- replicas come and go
+
+    def available(self, model: str) -> bool:
+        """Whether a replica of the model takes requests."""
+        return any(i.replica in self._engines and not i.draining for i in self.mirror.replicas(model))
+
+    def connect(self, info: ReplicaInfo) -> None:
+        """A replica is there: connect to it, and send it what has been waiting for one."""
+        old = self._engines.get(info.replica)
+        if old is not None:
+            if old.info.epoch == info.epoch:
+                return
+            self.lost(old.info)
+        endpoint = Endpoint(info.address, info.keys["curve"])
+        self._engines[info.replica] = _Engine(info, EngineConnection(self._transport, endpoint, self._hello))
+        if info.model in self.models:
+            self.models[info.model].page_size = info.page_size
+        self._rehome(time.monotonic())
+
+    def lost(self, info: ReplicaInfo) -> None:
+        """A replica died: what it was doing goes on elsewhere."""
+        self.mirror.lost(info.model, info.replica, info.epoch)
+        engine = self._engines.get(info.replica)
+        if engine is None or engine.info.epoch != info.epoch:
+            return
+        del self._engines[info.replica]
+        engine.connection.close()
+        for future in engine.flushes:
+            if not future.done():
+                future.set_result(Flushed(0, True, "the replica is gone"))
+        self._move(seq for seq in list(self._live.values()) if seq.placement and seq.placement.replica == info.replica)
+
+    def num_live(self) -> int:
+        """Sequences that somebody waits for."""
+        return len(self._live) + len(self._homeless)
+
+    def close(self) -> None:
+        self._greeter.cancel()
+        self.abort_request(None)
+        for engine in self._engines.values():
+            engine.connection.close()
+        self._reader.close()
+
+    # ---------------------------------------------------------------- placing
+
+    def _place_arrivals(self, model: str) -> None:
+        arrived = [(stream, placed) for stream, placed in self._arriving.pop(model) if not placed.done()]
+        decisions = self._choose(model, [self._route_request(stream, stream.sequences) for stream, _ in arrived])
+        for (stream, placed), decision in zip(arrived, decisions):
+            if isinstance(decision, Decision):
+                self._streams.setdefault(stream.request_id, set()).add(stream)
+                self._send(stream, stream.sequences, decision)
+                placed.set_result(None)
+            elif decision.reason == "full":
+                placed.set_exception(QueueFull("all replicas have too many waiting requests", decision.retry_after))
+            else:
+                placed.set_exception(Unavailable(f"no replica of {model} takes requests now"))
+
+    def _choose(self, model: str, requests: list[RouteRequest]) -> list[Decision | Refusal]:
+        """As the mirror decides, among the replicas that this ingress is connected to."""
+        unknown = frozenset(i.replica for i in self.mirror.replicas(model) if i.replica not in self._engines)
+        if unknown:
+            for request in requests:
+                request.exclude |= unknown
+        return self.mirror.choose(model, requests, time.monotonic())
+
+    def _route_request(self, stream: Stream, sequences: list[LiveSequence]) -> RouteRequest:
+        refused = frozenset(itertools.chain.from_iterable(seq.refused_by for seq in sequences))
+        tokens = len(stream.input_ids) // 4 + max(len(seq.sent) for seq in sequences)
+        return RouteRequest(stream.page_hashes, tokens, len(sequences), stream.session, refused)
+
+    def _send(self, stream: Stream, sequences: list[LiveSequence], decision: Decision) -> None:
+        placement = Placement(decision.replica, decision.epoch, decision.ticket, live=len(sequences))
+        whole = len(sequences) == len(stream.sequences) and stream.untouched
+        uids = list(itertools.islice(self._uids, len(sequences)))
+        for seq, uid in zip(sequences, uids):
+            seq.uid, seq.placement = uid, placement
+            self._live[uid] = seq
+        connection = self._engines[decision.replica].connection
+        for seq in sequences[:1] if whole else sequences:
+            connection.send(
+                Submit(
+                    seq.uid,
+                    stream.request_id,
+                    self.name,
+                    stream.input_ids,
+                    stream.sampling if whole else stream.sampling_of(seq),
+                    stream.page_hashes,
+                    stream.extra_key,
+                    stream.priority,
+                    seq.sent.tobytes(),
+                )
+            )
+
+    def _move(self, sequences: Iterable[LiveSequence], refusal: Finish | None = None) -> None:
+        """Send sequences to another replica, those of one prompt together. Without one they wait, but prompts that were refused
+        and have had no token yet end with the `refusal`."""
+        by_stream: dict[Stream, list[LiveSequence]] = {}
+        for seq in sequences:
+            self._detach(seq)
+            by_stream.setdefault(seq.stream, []).append(seq)
+        for stream, group in by_stream.items():
+            (decision,) = self._choose(stream.model.name, [self._route_request(stream, group)])
+            if isinstance(decision, Decision):
+                self._send(stream, group, decision)
+            elif refusal is None or not stream.untouched:
+                now = time.monotonic()
+                self._homeless.update((seq, now) for seq in group)
+            else:
+                for seq in group:
+                    stream.end(seq, refusal)
+                    self._over(seq)
+
+    # ---------------------------------------------------------------- tokens
+
+    def _on_message(self, message: StepOutput | Flushed) -> None:
+        if isinstance(message, Flushed):
+            future = self._flushes.pop(message.uid, None)
+            if future is not None and not future.done():
+                future.set_result(message)
+            return
+        refused: list[LiveSequence] = []
+        finish = None
+        for output in message.outputs:
+            seq = self._live.get(output.uid)
+            if seq is None:
+                continue  # aborted, or moved away meanwhile
+            if output.finish is not None and output.finish.status == 503:
+                seq.refused_by.add(message.replica)
+                refused.append(seq)
+                finish = output.finish
+                continue
+            if not seq.placement.started:
+                seq.placement.started = True
+                self.mirror.first_token(seq.stream.model.name, seq.placement.ticket, time.monotonic())
+            seq.stream.deliver(seq, output)
+            if output.finish is not None:
+                self._detach(seq)
+                self._over(seq)
+        engine = self._engines.get(message.replica)
+        if engine is None:
+            return
+        if message.load is not None:
+            self.mirror.load(engine.info.model, message.replica, message.epoch, message.load, time.monotonic())
+        if refused:
+            self._move(refused, self._final_refusal(engine, finish))
+        if message.step == FORGOTTEN:
+            log.warning("replica %s took this ingress for gone; sending it everything again", message.replica)
+            mine = [seq for seq in self._live.values() if seq.placement.replica == message.replica]
+            engine.connection.send(Abort(self.name, [seq.uid for seq in mine]))
+            self._move(mine)
+
+    def _final_refusal(self, engine: _Engine, finish: Finish) -> Finish:
+        """What a client hears if every replica refuses: a full queue is its problem (429), a stopping replica is ours (503)."""
+        draining = any(i.draining for i in self.mirror.replicas(engine.info.model) if i.replica == engine.info.replica)
+        return finish if draining else Finish("abort", message=finish.message, status=429)
+
+    def _detach(self, seq: LiveSequence) -> None:
+        """It is no longer at its replica."""
+        placement, seq.placement = seq.placement, None
+        if placement is None:
+            return
+        self._live.pop(seq.uid, None)
+        placement.live -= 1
+        if not placement.live:
+            self.mirror.finish(seq.stream.model.name, placement.ticket, time.monotonic())
+
+    def _over(self, seq: LiveSequence) -> None:
+        seq.finished = True
+        stream = seq.stream
+        if all(other.finished for other in stream.sequences):
+            group = self._streams.get(stream.request_id)
+            if group is not None:
+                group.discard(stream)
+                if not group:
+                    del self._streams[stream.request_id]
+
+    def _abort(self, sequences: list[LiveSequence]) -> None:
+        by_replica: dict[str, list[int]] = {}
+        for seq in sequences:
+            if seq.placement is not None:
+                by_replica.setdefault(seq.placement.replica, []).append(seq.uid)
+            self._homeless.pop(seq, None)
+            self._detach(seq)
+            self._over(seq)
+        for replica, uids in by_replica.items():
+            if (engine := self._engines.get(replica)) is not None:
+                engine.connection.send(Abort(self.name, uids))
+
+    # ---------------------------------------------------------------- upkeep
+
+    async def _flush_one(self, engine: _Engine, timeout: float) -> Flushed:
+        """Asks until it is done or the time is up; a replica that is busy refuses."""
+        deadline = time.monotonic() + timeout
+        while True:
+            uid = next(self._uids)
+            future: asyncio.Future[Flushed] = self._loop.create_future()
+            self._flushes[uid] = future
+            engine.flushes.add(future)
+            engine.connection.send(FlushCache(self.name, uid))
+            answer = await future
+            engine.flushes.discard(future)
+            if answer.ok or time.monotonic() + FLUSH_RETRY_S > deadline:
+                return answer
+            await asyncio.sleep(FLUSH_RETRY_S)
+
+    async def _look_after(self) -> None:
+        """Tell the engines that this ingress is there; give up on streams that found no replica for too long."""
+        greeted = time.monotonic()
+        while True:
+            await asyncio.sleep(REHOME_EVERY_S)
+            now = time.monotonic()
+            if now - greeted >= HELLO_EVERY_S:
+                greeted = now
+                for engine in self._engines.values():
+                    engine.connection.send(self._hello)
+            self._rehome(now)
+
+    def _rehome(self, now: float) -> None:
+        since, self._homeless = self._homeless, {}
+        waiting = []
+        for seq, lost_at in since.items():
+            if now - lost_at > HOMELESS_S:
+                seq.stream.end(seq, Finish("error", message="its replica died and no other came up", status=503))
+                self._over(seq)
+            else:
+                seq.refused_by.clear()
+                waiting.append(seq)
+        self._move(waiting)
+        for seq in self._homeless:
+            self._homeless[seq] = since[seq]
+
+
+class _Engine:
+    """A replica that this ingress is connected to."""
+
+    def __init__(self, info: ReplicaInfo, connection: EngineConnection):
+        self.info = info
+        self.connection = connection
+        self.flushes: set[asyncio.Future[Flushed]] = set()

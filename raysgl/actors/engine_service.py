@@ -1,0 +1,105 @@
+"""The one place where a replica's scheduler, loop, runner and wires are put together. No Ray, no torch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from raysgl.actors.engine_link import EngineInbox, EngineOutbox
+from raysgl.actors.publisher import EventPublisher
+from raysgl.actors.transport import Transport
+from raysgl.engine.loop import EngineLoop
+from raysgl.engine.plan import Runner, StepPlan
+from raysgl.engine.scheduler import Scheduler, SchedulerConfig
+from raysgl.messages import KVEvents, SequenceOutput, ToEngine
+from raysgl.routing.messages import Reply
+
+log = logging.getLogger(__name__)
+
+
+class Coordination(Protocol):
+    """What a replica says to the coordinator. Calls block, and raise when it does not answer."""
+
+    def register(self) -> Reply: ...
+
+    def report(self, batch: KVEvents) -> Reply: ...
+
+
+class EngineService:
+    """A replica's rank 0, ready to serve: sockets, loop thread, sender thread, publisher thread.
+
+    fatal(reason) is called (in some thread) when it cannot go on; it must not return to a working process.
+    """
+
+    def __init__(
+        self,
+        replica: str,
+        epoch: int,
+        config: SchedulerConfig,
+        runner: Runner,
+        transport: Transport,
+        coordination: Coordination,
+        fatal: Callable[[str], None],
+        broadcast: Callable[[StepPlan], None] | None = None,
+        overlap: bool = True,
+    ):
+        self.scheduler = Scheduler(config, on_kv_event=lambda event: self.loop.on_kv_event(event))
+        self.outbox = EngineOutbox(transport, replica, epoch, lambda ingress: self.loop.ingress_gone(ingress))
+        self.inbox = EngineInbox(transport, self.outbox)
+        self.publisher = EventPublisher(
+            replica,
+            epoch,
+            coordination.report,
+            coordination.register,
+            self.scheduler.tree.stored,
+            lambda: fatal("another life of this replica has registered"),
+        )
+        self.loop = EngineLoop(
+            self.scheduler,
+            runner,
+            receive=self._receive,
+            emit=self._emit,
+            publish=self.publisher.publish,
+            broadcast=broadcast,
+            answer=self.outbox.answer,
+            overlap=overlap,
+        )
+        self._fatal = fatal
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve; the replica must be registered."""
+        self._thread.start()
+        self.publisher.start()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on."""
+        self.inbox.draining = True
+
+    def stop(self) -> None:
+        """End the threads, after the step under way and what is queued for the ingresses."""
+        self.loop.stop()
+        self._thread.join(10)
+        self.publisher.close()
+        self.outbox.close()
+        self.inbox.close()
+
+    def vitals(self) -> tuple[int, bool]:
+        """(steps taken in, whether idle): idle or moving is healthy."""
+        return self.loop.progress, self.loop.idle
+
+    def _receive(self, timeout: float) -> list[ToEngine]:
+        self.publisher.tick()
+        return self.inbox.receive(timeout)
+
+    def _emit(self, outputs: dict[str, list[SequenceOutput]]) -> None:
+        self.outbox.emit(outputs, self.loop.progress, self.publisher.load)
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except BaseException as error:
+            log.exception("the engine loop failed")
+            self._fatal(f"the engine loop failed: {error!r}")

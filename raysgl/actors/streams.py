@@ -1,0 +1,113 @@
+"""One submitted prompt as its reader sees it, and what must be remembered to move it to another replica. No Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from raysgl.api.served_model import ServedModel
+from raysgl.messages import Finish, SequenceOutput
+from raysgl.sampling.params import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Placement:
+    """Sequences of one prompt that were sent to a replica together. ticket: the router's. live: sequences not over."""
+
+    replica: str
+    epoch: int
+    ticket: int
+    live: int = 0
+    started: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class LiveSequence:
+    """One sampled continuation. uid changes when it moves, so that what its old replica still sends is known to be stale."""
+
+    stream: Stream
+    index: int
+    uid: int = 0
+    placement: Placement | None = None
+    sent: array = field(default_factory=lambda: array("i"))
+    announced: bool = False
+    finished: bool = False
+    refused_by: set[str] = field(default_factory=set)
+
+
+class Stream:
+    """Implements `raysgl.api.backend.OutputStream`. Written by the `Dispatcher`, read by one task."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        request_id: str,
+        input_ids: bytes,
+        sampling: SamplingParams,
+        page_hashes: list[int],
+        extra_key: str,
+        priority: int,
+        session: str,
+        on_abort: Callable[[list[LiveSequence]], None],
+    ):
+        self.model, self.request_id, self.input_ids, self.sampling = model, request_id, input_ids, sampling
+        self.page_hashes, self.extra_key, self.priority, self.session = page_hashes, extra_key, priority, session
+        self.sequences = [LiveSequence(self, i) for i in range(sampling.n)]
+        self._on_abort = on_abort
+        self._news: list[tuple[int, SequenceOutput]] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    # ---------------------------------------------------------------- the reader's side
+
+    async def get(self) -> list[tuple[int, SequenceOutput]]:
+        while not self._news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        news, self._news = self._news, []
+        return news
+
+    def abort(self, index: int | None = None) -> None:
+        chosen = self.sequences if index is None else [self.sequences[index]]
+        live = [seq for seq in chosen if not seq.finished]
+        if live:
+            self._on_abort(live)
+
+    # ---------------------------------------------------------------- the dispatcher's side
+
+    def deliver(self, seq: LiveSequence, output: SequenceOutput) -> None:
+        """Hand an output to the reader, and remember its tokens in case the sequence must move."""
+        if output.token_ids:
+            seq.sent.extend(output.token_ids)
+        if seq.announced:  # it has moved, and its new replica introduces it again
+            output.cached_tokens = output.prompt_logprobs = None
+        elif output.cached_tokens is not None:
+            seq.announced = True
+        self._news.append((seq.index, output))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def end(self, seq: LiveSequence, finish: Finish) -> None:
+        """Finish a sequence without its replica."""
+        self.deliver(seq, SequenceOutput(seq.uid, [], finish))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing has been delivered, so that it can be sent again as it was."""
+        return not any(seq.announced or seq.sent or seq.finished for seq in self.sequences)
+
+    def sampling_of(self, seq: LiveSequence) -> SamplingParams:
+        """The settings with which one of `n` sequences goes on alone: its own seed, and nothing said twice."""
+        seed = (self.sampling.seed or 0) + seq.index
+        return msgspec.structs.replace(
+            self.sampling,
+            n=1,
+            seed=(seed + 2**63) % 2**64 - 2**63,
+            prompt_logprobs=None if seq.announced else self.sampling.prompt_logprobs,
+        )

@@ -1,0 +1,204 @@
+"""The ingress's side of serving, against real engine loops with a simulated model: every token is checked."""
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+
+from raysgl.api.backend import QueueFull, Unavailable
+from tests.actors.cluster import MODEL, LocalCluster, Reading, ask, kill
+from tests.engine.simulated import expected
+
+
+@pytest_asyncio.fixture
+async def cluster():
+    cluster = LocalCluster()
+    yield cluster
+    await cluster.close()
+
+
+async def settled(check, seconds=5):
+    async with asyncio.timeout(seconds):
+        while not check():
+            await asyncio.sleep(0.01)
+
+
+def prompt(first, length=23):
+    return [(first * 7 + i) % 50 for i in range(length)]
+
+
+async def test_many_prompts_and_continuations_at_once(cluster):
+    cluster.add_engine("a")
+    dispatcher = await cluster.add_ingress()
+    streams = [await ask(dispatcher, prompt(i), max_new=10 + i, n=2, seed=i) for i in range(12)]
+    for i, stream in enumerate(streams):
+        reading = await Reading(2).read(stream)
+        assert reading.tokens == [expected(prompt(i), 10 + i, seed=i), expected(prompt(i), 10 + i, seed=i + 1)]
+        assert [finish.reason for finish in reading.finish] == ["length", "length"]
+        assert all(len(cached) == 1 for cached in reading.cached)
+    assert dispatcher.num_live() == 0 and not dispatcher._streams
+
+
+async def test_a_second_prompt_goes_where_its_prefix_is(cluster):
+    engines = [cluster.add_engine(name) for name in "abcd"]
+    dispatcher = await cluster.add_ingress()
+    shared = prompt(1, 400)
+    await Reading().read(await ask(dispatcher, shared))
+    (first,) = [engine for engine in engines if engine.runner.computed_tokens]
+    for i in range(6):
+        reading = await Reading().read(await ask(dispatcher, [*shared, i, i]))
+        assert reading.cached == [[400]]
+    assert [engine for engine in engines if engine.runner.computed_tokens] == [first]
+
+
+async def test_prompts_without_a_prefix_spread(cluster):
+    engines = [cluster.add_engine(name, step_s=0.002) for name in "ab"]
+    dispatcher = await cluster.add_ingress()
+    streams = await asyncio.gather(*(ask(dispatcher, prompt(i), max_new=20, request_id=str(i)) for i in range(12)))
+    await asyncio.gather(*(Reading().read(stream) for stream in streams))
+    assert all(engine.runner.computed_tokens > 100 for engine in engines)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_replica_that_dies_mid_stream_is_not_noticed(cluster, n):
+    for name in "ab":
+        cluster.add_engine(name, step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(1), max_new=40, n=n, seed=5)
+    reading = Reading(n)
+    await reading.read(stream, until=lambda: all(len(tokens) > 5 for tokens in reading.tokens))
+    placement = stream.sequences[0].placement
+    kill(dispatcher, cluster.engines[placement.replica])
+    await reading.read(stream)
+    assert reading.tokens == [expected(prompt(1), 40, seed=5 + i) for i in range(n)]
+    assert all(len(cached) == 1 for cached in reading.cached)
+
+
+async def test_a_stream_whose_only_replica_dies_goes_on_when_another_comes(cluster):
+    engine = cluster.add_engine("a", step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(2), max_new=30)
+    reading = Reading()
+    await reading.read(stream, until=lambda: len(reading.tokens[0]) > 3)
+    kill(dispatcher, engine)
+    with pytest.raises(Unavailable):
+        await ask(dispatcher, prompt(3))
+    assert not dispatcher.ready() and dispatcher.num_live() == 1
+    cluster.add_engine("b")
+    await reading.read(stream)
+    assert reading.tokens == [expected(prompt(2), 30)]
+    assert dispatcher.ready()
+
+
+async def test_an_abort_frees_the_replica(cluster):
+    engine = cluster.add_engine("a", step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(1), max_new=100_000, n=2)
+    await stream.get()
+    stream.abort(1)
+    stream.abort(1)
+    await settled(lambda: len(engine.service.scheduler.running) == 1)
+    stream.abort()
+    await settled(lambda: engine.service.loop.idle)
+    assert dispatcher.num_live() == 0
+    engine.service.scheduler.check()
+
+
+async def test_abort_by_request_id_ends_the_stream(cluster):
+    cluster.add_engine("a", step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(1), max_new=100_000, request_id="chat-1")
+    assert dispatcher.abort_request("chat") == 0
+    assert dispatcher.abort_request("chat-1") == 1
+    reading = await Reading().read(stream)
+    assert reading.finish[0].reason == "abort"
+    assert dispatcher.abort_request(None) == 0
+
+
+async def test_a_cancelled_submission_leaves_nothing_behind(cluster):
+    engine = cluster.add_engine("a")
+    dispatcher = await cluster.add_ingress()
+    task = asyncio.create_task(ask(dispatcher, prompt(1), max_new=1000))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.05)
+    assert dispatcher.num_live() == 0 and engine.service.loop.idle
+
+
+async def test_a_draining_replica_is_left_alone(cluster):
+    for name in "ab":
+        cluster.add_engine(name)
+    dispatcher = await cluster.add_ingress()
+    cluster.engines["a"].service.drain()  # the ingress does not know yet: refusals are re-routed
+    streams = [await ask(dispatcher, prompt(i)) for i in range(8)]
+    for i, stream in enumerate(streams):
+        assert (await Reading().read(stream)).tokens == [expected(prompt(i), 8)]
+    assert cluster.engines["a"].runner.computed_tokens == 0
+
+
+async def test_when_all_drain_the_client_hears_503(cluster):
+    engine = cluster.add_engine("a")
+    dispatcher = await cluster.add_ingress()
+    engine.service.drain()
+    with cluster.lock:
+        cluster.state.set_draining("a", 1)
+    reading = Reading()
+    try:
+        reading = await reading.read(await ask(dispatcher, prompt(1)))
+    except Unavailable:
+        return  # the mirror had heard already
+    assert reading.finish[0].status in (429, 503)
+
+
+async def test_full_queues_are_refused(cluster):
+    cluster.add_engine("a", max_running=2, max_queued=2, step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    streams = []
+    with pytest.raises(QueueFull) as refusal:
+        for i in range(50):
+            streams.append(await ask(dispatcher, prompt(i), max_new=100_000, request_id=str(i)))
+            await asyncio.sleep(0.02)
+    assert 2 <= len(streams) <= 6 and refusal.value.retry_after >= 1
+    for stream in streams:
+        stream.abort()
+
+
+async def test_flush_cache_waits_for_quiet(cluster):
+    engine = cluster.add_engine("a", step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(1), max_new=60)
+    await stream.get()
+    ok, why = await dispatcher.flush_cache()
+    assert not ok and "running" in why
+    assert await dispatcher.flush_cache(MODEL, timeout=10) == (True, "cache flushed")
+    assert engine.service.scheduler.tree.total_pages == 0
+
+
+async def test_an_ingress_taken_for_gone_gets_its_streams_back(cluster):
+    """The network was away for longer than the grace period; the engine has aborted everything meanwhile."""
+    engine = cluster.add_engine("a", step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(4), max_new=60)
+    reading = Reading()
+    await reading.read(stream, until=lambda: len(reading.tokens[0]) > 3)
+    outbox = engine.service.outbox
+    outbox._peers["i"].heard_at -= 100
+    outbox._look_after_peers()  # in this thread; the outbox's own may run meanwhile, which only repeats what is done here
+    await settled(lambda: not engine.service.scheduler.running)
+    dispatcher._engines["a"].connection.send(dispatcher._hello)
+    await reading.read(stream)
+    assert reading.tokens == [expected(prompt(4), 60)]
+
+
+async def test_the_index_reaches_every_ingress(cluster):
+    cluster.add_engine("a")
+    cluster.add_engine("b")
+    first, second = await cluster.add_ingress("i"), await cluster.add_ingress("j")
+    shared = prompt(1, 400)
+    await Reading().read(await ask(first, shared))
+    router = second.mirror.routers[MODEL]
+    await settled(lambda: sum(router.index.pages(name) for name in "ab") >= 100)
+    await settled(lambda: not any(known.book.queued_tokens for known in router._replicas.values()))
+    assert (await Reading().read(await ask(second, [*shared, 9]))).cached == [[400]]
