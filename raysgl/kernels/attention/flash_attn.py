@@ -1,0 +1,166 @@
+"""FlashAttention over the paged cache: vllm-flash-attn's variable-length kernels (FA3 on Hopper).
+
+Decode and prefill rows go in one call. Nothing is planned on the host: lengths and page tables are read on the device, so a step may
+be captured in a CUDA graph. The PyPI package `vllm-flash-attn` stopped at torch 2.4; its kernels live on inside the `vllm` wheel, on
+torch's stable ABI, and are loaded from there without importing vLLM.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from raysgl.kernels.attention.interface import AttentionLayer
+from raysgl.kernels.attention.kv_cache import KVCache
+from raysgl.kernels.batch import ForwardBatch
+
+logger = logging.getLogger(__name__)
+
+LIBRARY = "_vllm_fa3_C.abi3.so"
+MAX_SPLITS = 32
+"""A row's keys are split over at most so many blocks; the kernel's own scheduler chooses for each row."""
+
+
+@cache
+def find_library() -> Path | None:
+    """FlashAttention 3's library: the standalone package's, else the one in the vllm distribution. None: not installed."""
+    for module in ("vllm_flash_attn", "vllm"):
+        spec = importlib.util.find_spec(module)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            for path in (Path(folder) / LIBRARY, Path(folder) / "vllm_flash_attn" / LIBRARY):
+                if path.is_file():
+                    return path
+    return None
+
+
+@cache
+def load_library() -> None:
+    """Make `torch.ops._vllm_fa3_C` available. Raises RuntimeError if there is no library."""
+    path = find_library()
+    if path is None:
+        raise RuntimeError(
+            "attention_backend flash_attn needs FlashAttention 3's kernels: install the vllm wheel (only vllm/vllm_flash_attn is used)"
+        )
+    torch.ops.load_library(str(path))
+    logger.info("flash attention: FA3 from %s", path)
+
+
+def usable(device: torch.device, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether FA3 is there and takes this model on this device."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device)[0] == 9
+        and dtype == torch.bfloat16
+        and head_dim in (64, 128, 256)
+        and find_library() is not None
+    )
+
+
+class FlashAttnBackend:
+    """See `AttentionBackend`."""
+
+    def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
+        load_library()
+        self._cache = cache
+        self._num_heads = num_heads
+        self._windows = tuple(set(windows))
+        self._keys = [layer[0] for layer in cache.data]
+        self._values = [layer[1] for layer in cache.data]
+        self._metadata: dict[int | None, torch.Tensor] = {}
+
+    def plan(self, batch: ForwardBatch) -> None:
+        self._write_slots_T = batch.write_slots_T
+        self._page_table_SP = batch.page_table_SP
+        self._kv_lens_S = batch.kv_lens_S
+        rows = len(batch.query_lens)
+        self._starts_S = torch.zeros(rows + 1, dtype=torch.int32, device=self._cache.device)
+        torch.cumsum(batch.query_lens_S, 0, dtype=torch.int32, out=self._starts_S[1:])
+        self._max_query = max(batch.query_lens)
+        self._max_kv = max(batch.kv_lens)
+        for window in self._windows:
+            self._metadata[window] = torch.ops._vllm_fa3_C.get_scheduler_metadata(
+                rows,
+                self._max_query,
+                self._max_kv,
+                self._num_heads,
+                self._cache.num_kv_heads,
+                self._cache.head_dim,
+                self._cache.head_dim,
+                self._cache.dtype,
+                self._kv_lens_S,
+                self._starts_S,
+                None,  # cu_seqlens_k
+                None,  # cu_seqlens_k_new
+                None,  # seqused_q
+                None,  # leftpad_k
+                self._cache.page_size,
+                0,  # max_seqlen_k_new
+                True,  # causal
+                _left(window),
+                0 if window is not None else -1,
+                False,  # soft cap
+                MAX_SPLITS,
+                None,  # pack_gqa
+                0,  # sm_margin
+            )
+
+    def forward(
+        self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer
+    ) -> torch.Tensor:
+        cache = self._cache
+        cache.keys[layer.index].index_copy_(0, self._write_slots_T, k_TKH)
+        cache.values[layer.index].index_copy_(0, self._write_slots_T, v_TKH)
+        return self.attend(q_TNH, layer)
+
+    def attend(self, q_TNH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        """Attention alone, over keys and values that are in the cache already."""
+        out = torch.ops._vllm_fa3_C.fwd(
+            q_TNH.contiguous(),
+            self._keys[layer.index],
+            self._values[layer.index],
+            None,  # k_new
+            None,  # v_new
+            None,  # q_v
+            None,  # out
+            self._starts_S,
+            None,  # cu_seqlens_k
+            None,  # cu_seqlens_k_new
+            None,  # seqused_q
+            self._kv_lens_S,
+            self._max_query,
+            self._max_kv,
+            self._page_table_SP,
+            None,  # kv_batch_idx
+            None,  # leftpad_k
+            None,  # rotary_cos
+            None,  # rotary_sin
+            None,  # seqlens_rotary
+            None,  # q_descale
+            None,  # k_descale
+            None,  # v_descale
+            layer.scale,
+            True,  # causal
+            _left(layer.window),
+            0 if layer.window is not None else -1,
+            0.0,  # soft cap
+            True,  # rotary_interleaved
+            self._metadata[layer.window],
+            MAX_SPLITS,
+            None,  # pack_gqa
+            0,  # sm_margin
+            None,  # s_aux
+            1,  # cp_world_size
+            0,  # cp_rank
+            None,  # cp_tot_seqused_k
+        )
+        return out[0]
+
+
+def _left(window: int | None) -> int:
+    """FlashAttention counts the keys before the query's own."""
+    return -1 if window is None else window - 1
