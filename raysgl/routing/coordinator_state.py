@@ -62,13 +62,14 @@ class CoordinatorState:
         known = self._replicas.get(info.replica)
         if info.epoch <= self._gone.get(info.replica, -1) or (known is not None and info.epoch < known.epoch):
             return Reply(self.epoch, "dead")
-        self._heard[info.replica] = now
         if known is not None and known.epoch == info.epoch:
+            self._heard[info.replica] = now
             self.set_draining(info.replica, info.epoch, info.draining)
             return self._reply(info.replica)
         if known is not None:
             self._remove(known)
         self._replicas[info.replica] = replace(info)
+        self._heard[info.replica] = now
         self.indexes.setdefault(info.model, PrefixIndex()).add(info.replica, info.epoch)
         # A copy: draining may be changed later, and a log entry must not change.
         self._append(ReplicaJoined(replace(info)))

@@ -1,0 +1,107 @@
+"""The prefix index: longest runs, sequence numbers and epochs, bits that are used again, dump and load."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysgl.messages import CacheCleared, KVEvents, PagesRemoved, PagesStored
+from raysgl.routing import Applied, PrefixIndex
+
+
+def batch(replica, sequence, *events, epoch=1):
+    return KVEvents(replica, epoch, sequence, list(events))
+
+
+def index_of(**pages):
+    index = PrefixIndex()
+    for replica, hashes in pages.items():
+        index.add(replica, 1)
+        assert index.apply(batch(replica, 0, PagesStored(0, list(hashes)))) is Applied.OK
+    return index
+
+
+def test_match_counts_leading_pages_of_each_replica():
+    index = index_of(a=[1, 2, 3], b=[1], c=[2, 3], d=[1, 2, 3, 4, 5])
+    assert index.match([1, 2, 3, 4]) == {"a": 3, "b": 1, "d": 4}
+    assert index.match([9, 1]) == {} and index.match([]) == {}
+    assert PrefixIndex().match([1]) == {}
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=0, max_size=12),
+    st.lists(st.tuples(st.integers(0, 69), st.integers(0, 12)), max_size=99),
+)
+def test_match_equals_the_plain_count(prompt, pairs):
+    held: dict[str, list[int]] = {}
+    for replica, page in pairs:
+        held.setdefault(f"r{replica}", []).append(page)
+    expected = {}
+    for replica, pages in held.items():
+        run = next((i for i, page in enumerate(prompt) if page not in pages), len(prompt))
+        if run:
+            expected[replica] = run
+    index = index_of(**held)
+    assert index.match(prompt) == expected
+    again = PrefixIndex.load(index.dump())
+    assert again.match(prompt) == expected
+    assert all(again.hashes_of(r) == set(pages) and again.pages(r) == len(set(pages)) for r, pages in held.items())
+
+
+def test_gaps_wait_for_a_snapshot():
+    index = index_of(a=[1])
+    assert index.apply(batch("a", 2, PagesStored(0, [5]))) is Applied.GAP
+    assert index.unsynced() == [("a", 1)] and not index.synced("a")
+    assert index.apply(batch("a", 3, PagesStored(0, [6]))) is Applied.GAP
+    assert (
+        index.apply(batch("a", 1, PagesStored(0, [7]))) is Applied.GAP
+    )  # the lost one, late: the later ones are still missing
+    assert index.hashes_of("a") == {1}
+    assert index.apply(batch("a", 4, CacheCleared(), PagesStored(0, [8]))) is Applied.OK
+    assert index.hashes_of("a") == {8} and index.unsynced() == []
+    assert index.apply(batch("a", 4, PagesStored(0, [9]))) is Applied.DUPLICATE
+    assert index.apply(batch("a", 5, PagesRemoved([8]))) is Applied.OK
+    assert index.hashes_of("a") == set() == index.hashes_of("unknown")
+
+
+def test_epochs():
+    index = index_of(a=[1])
+    index.add("a", 2)
+    assert index.hashes_of("a") == set()
+    assert index.apply(batch("a", 1, PagesStored(0, [3]), epoch=1)) is Applied.DEAD
+    assert index.apply(batch("a", 0, PagesStored(0, [3]), epoch=3)) is Applied.UNKNOWN
+    assert index.apply(batch("b", 0, PagesStored(0, [3]))) is Applied.UNKNOWN
+    assert index.apply(batch("a", 0, PagesStored(0, [4]), epoch=2)) is Applied.OK
+    index.drop("a")
+    index.drop("a")
+    assert index.match([4]) == {} and "a" not in index
+
+
+def test_bits_are_swept_and_used_again():
+    """A thousand lives of replicas on the same pages leave neither pages nor ever wider masks behind."""
+    index = PrefixIndex()
+    index.add("stays", 1)
+    index.apply(batch("stays", 0, PagesStored(0, list(range(0, 600, 2)))))
+    choose = random.Random(0)
+    for life in range(1000):
+        index.add("comes", life)
+        pages = choose.sample(range(600), 30)
+        index.apply(batch("comes", 0, PagesStored(0, pages), epoch=life))
+        if life % 3 == 0:
+            index.apply(batch("comes", 1, CacheCleared(), PagesStored(0, pages[:3]), epoch=life))
+        assert index.hashes_of("comes") == set(pages[:3] if life % 3 == 0 else pages)
+    assert index.hashes_of("stays") == set(range(0, 600, 2))
+    index.drop("comes")
+    for sequence in range(1, 5):
+        index.apply(batch("stays", sequence, PagesStored(0, [0])))
+    masks = [mask for shard in index._shards for mask in shard.values()]
+    assert len(masks) == 300 and len(set(masks)) == 1
+    assert index._num_bits < 10 and not index._retired
+
+
+def test_wide_masks_survive_a_dump():
+    index = index_of(**{f"r{i}": [i, 1000] for i in range(70)})
+    index.drop("r3")
+    again = PrefixIndex.load(index.dump())
+    assert again.match([1000]) == {f"r{i}": 1 for i in range(70) if i != 3}
+    assert again.match([69, 1000]) == {"r69": 2} and again.match([3]) == {}

@@ -1,0 +1,261 @@
+"""Where requests go, and why. Times are given, so nothing here waits."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from raysgl.messages import KVEvents, Load, PagesRemoved, PagesStored
+from raysgl.routing import Decision, Refusal, ReplicaInfo, Router, RouteRequest
+from raysgl.routing.router import DEFAULT_PREFILL_RATE
+
+P = 16
+IDLE = Load(prefill_rate=1000.0, decode_rate=200.0, step_seconds=0.02, max_running=8, total_pages=10_000, free_pages=10_000)
+
+
+def load(**changes) -> Load:
+
+    return msgspec.structs.replace(IDLE, **changes)
+
+
+def router_of(count=4, seed=0, max_queued=4, report=True, **loads) -> Router:
+    router = Router(seed)
+    for i in range(count):
+        router.join(ReplicaInfo(f"r{i}", 1, "m", "address", page_size=P, max_queued=max_queued))
+        if report:
+            router.load(f"r{i}", 1, loads.get(f"r{i}", IDLE), 0.0)
+    return router
+
+
+def cache(router, replica, hashes, sequence=0):
+    router.events(KVEvents(replica, 1, sequence, [PagesStored(0, list(hashes))]), 0.0)
+
+
+def prompt(start, pages, extra=0, **more) -> RouteRequest:
+    """A prompt of so many pages, told apart by `start`."""
+    return RouteRequest(list(range(start, start + pages)), pages * P + extra, **more)
+
+
+def choose(router, request, now=0.0) -> Decision:
+    (decision,) = router.choose([request], now)
+    assert isinstance(decision, Decision)
+    return decision
+
+
+def test_the_prefix_decides():
+    for seed in range(10):
+        router = router_of(seed=seed)
+        cache(router, "r1", range(100, 110))
+        cache(router, "r2", range(100, 140))
+        decision = choose(router, prompt(100, 50, 5))
+        assert (decision.replica, decision.hit_pages, decision.tokens) == ("r2", 40, 10 * P + 5)
+        assert decision.new_hashes == list(range(140, 150))
+        assert decision.cost == pytest.approx((10 * P + 5) / 1000)
+
+
+def test_a_fully_cached_prompt_still_costs_something():
+    router = router_of(1)
+    cache(router, "r0", range(4))
+    assert choose(router, prompt(0, 4)).tokens == 1
+
+
+def test_a_hot_prefix_spills_over_when_waiting_costs_more_than_recomputing():
+    prefix = 100 * P  # 1.6 s of prefill
+    for queued, expected in ((prefix - 100, "r0"), (prefix + 100, "other")):
+        router = router_of(r0=load(queued_tokens=queued, running=1))
+        cache(router, "r0", range(100))
+        chosen = choose(router, prompt(0, 100, 10)).replica
+        assert (chosen == "r0") == (expected == "r0")
+
+
+def test_rates_are_each_replicas_own():
+    router = router_of(2, r0=load(prefill_rate=10_000.0))
+    cache(router, "r1", range(50))
+    assert choose(router, prompt(0, 100)).replica == "r0"  # 0.16 s against 0.8 s
+
+
+def test_an_unmeasured_replica_gets_the_others_mean():
+    router = router_of(3, report=False)
+    assert choose(router, prompt(0, 100)).cost == pytest.approx(100 * P / DEFAULT_PREFILL_RATE)
+    router.load("r0", 1, load(prefill_rate=100.0), 1.0)
+    router.load("r1", 1, load(prefill_rate=300.0), 1.0)
+    router.load("r2", 1, load(prefill_rate=0.0), 1.0)
+    cache(router, "r2", range(1000, 1010))
+    assert choose(router, prompt(1000, 20), now=1.0).cost == pytest.approx(10 * P / 200)
+
+
+def test_ties_are_broken_at_random():
+    counts = Counter(choose(router_of(seed=seed), prompt(0, 10)).replica for seed in range(200))
+    assert set(counts) == {"r0", "r1", "r2", "r3"} and max(counts.values()) < 90
+
+
+def test_requests_sent_count_at_once_and_until_their_first_token():
+    router = router_of(4)
+    decisions = router.choose([prompt(i * 1000, 20) for i in range(8)], 0.0)
+    assert Counter(decision.replica for decision in decisions) == {f"r{i}": 2 for i in range(4)}
+    first = next(decision for decision in decisions if decision.replica == "r2")
+    for decision in decisions:
+        if decision.replica == "r2":
+            router.first_token(decision.ticket, 1.0)
+            router.first_token(decision.ticket, 1.0)
+            router.finish(decision.ticket, 1.0)
+            router.finish(decision.ticket, 1.0)
+    assert choose(router, prompt(50_000, 20), 1.0).replica == "r2"
+    assert first.epoch == 1
+
+
+def test_a_report_replaces_what_it_includes_and_no_more():
+    router = router_of(2)
+    early = choose(router, prompt(0, 100), now=1.0)
+    router.load(early.replica, 1, load(queued_tokens=100 * P, waiting=1), 2.0)
+    book = router._replicas[early.replica].book
+    assert book.queued_tokens == 100 * P  # not twice
+    router.load(early.replica, 1, load(queued_tokens=50 * P), 3.0)
+    assert book.queued_tokens == 50 * P
+    router.first_token(early.ticket, 3.1)  # the rest of it is done, which the report does not know yet
+    assert book.queued_tokens == 0
+    router.load(early.replica, 1, load(running=1), 4.0)
+    late = book.sent(4.0, 160, 1, [])
+    router.load(early.replica, 1, load(running=1), 4.001)  # made before the request was there
+    assert book.queued_tokens == 160
+    router.load(early.replica, 1, load(running=1), 5.0)
+    assert late.absorbed and book.queued_tokens == 0
+
+
+def test_an_older_report_is_ignored():
+    router = router_of(1)
+    router.load("r0", 1, load(steps=10, queued_tokens=500), 1.0)
+    router.load("r0", 1, load(steps=9, queued_tokens=0), 1.1)
+    router.load("r0", 2, load(steps=99, queued_tokens=0), 1.1)
+    assert router.loads()["r0"].queued_tokens == 500
+
+
+def test_requests_that_arrive_together_with_a_new_prefix_follow_the_first():
+    for seed in range(5):
+        router = router_of(seed=seed)
+        together = [RouteRequest([*range(100), 1000 + i], 101 * P + 3) for i in range(8)]
+        other = [RouteRequest([*range(5000, 5100), 6000 + i], 101 * P + 3) for i in range(8)]
+        mixed = [request for pair in zip(together, other, strict=True) for request in pair]
+        decisions = router.choose(mixed, 0.0)
+        homes = [{d.replica for d in decisions[0::2]}, {d.replica for d in decisions[1::2]}]
+        assert len(homes[0]) == len(homes[1]) == 1 and homes[0] != homes[1]
+        assert [d.hit_pages for d in decisions[0::2]] == [0] + [100] * 7
+
+
+def test_a_prefix_too_short_to_wait_for_does_not_gather_everything():
+    router = router_of(max_queued=100)
+    decisions = router.choose([RouteRequest([1, *range(1000 * i, 1000 * i + 50)], 51 * P) for i in range(1, 13)], 0.0)
+    assert len({decision.replica for decision in decisions}) == 4
+
+
+def test_optimistic_pages_are_confirmed_or_expire():
+    router = router_of(2)
+    first = choose(router, prompt(0, 50))
+    where = first.replica
+    assert choose(router, prompt(0, 50)).replica == where
+    router.events(KVEvents(where, 1, 0, [PagesStored(0, list(range(30)))]), 0.5)
+    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 50}
+    router.first_token(first.ticket, 1.0)
+    router.choose([], 2.9)
+    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 50}
+    router.choose([], 3.1)
+    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 30}
+    assert len(router.optimistic) == 0
+    router.events(KVEvents(where, 1, 1, [PagesRemoved(list(range(10, 30)))]), 3.2)
+    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 10}
+
+
+def test_a_request_that_never_answers_is_forgotten():
+    router = router_of(2)
+    decision = choose(router, prompt(0, 50))
+    router.choose([], 59.0)
+    assert len(router.optimistic) == 50
+    router.choose([], 61.0)
+    assert len(router.optimistic) == 0
+    router.finish(decision.ticket, 62.0)
+
+
+def test_a_dead_replica_takes_its_pages_and_requests_with_it():
+    router = router_of(2)
+    cache(router, "r0", range(50))
+    decision = choose(router, prompt(0, 80))
+    assert decision.replica == "r0"
+    router.leave("r0", 2)  # another life: nothing happens
+    router.leave("r0", 1)
+    assert len(router.optimistic) == 0
+    assert choose(router, prompt(0, 80)).replica == "r1"
+    router.join(ReplicaInfo("r0", 2, "m", "address"))
+    router.first_token(decision.ticket, 1.0)
+    router.finish(decision.ticket, 1.0)
+    assert router._replicas["r0"].book.occupancy() == (0, 0)
+
+
+def test_draining_and_excluded_replicas_get_nothing():
+    router = router_of(3)
+    cache(router, "r0", range(50))
+    router.drain("r0", 1)
+    for _ in range(10):
+        assert choose(router, prompt(0, 50, exclude=frozenset({"r1"}))).replica == "r2"
+    router.drain("r0", 1, False)
+    assert choose(router, prompt(0, 40)).replica == "r0"
+    for i in range(3):
+        router.drain(f"r{i}", 1)
+    assert router.choose([prompt(0, 5)], 0.0) == [Refusal("none", 1.0)]
+
+
+def test_full_queues_refuse_with_the_time_to_wait():
+    full = load(running=8, waiting=4, queued_tokens=20_000)
+    router = router_of(2, r0=full, r1=full)
+    (refusal,) = router.choose([prompt(0, 5)], 0.0)
+    assert refusal == Refusal("full", 10.0)
+    router.load("r1", 1, load(running=8, waiting=3), 1.0)
+    assert choose(router, prompt(0, 5), 1.0).replica == "r1"
+    assert isinstance(router.choose([prompt(9, 5)], 1.0)[0], Refusal)  # the last place is taken
+
+
+def test_no_waiting_allowed_still_means_running():
+    router = router_of(1, max_queued=0)
+    decisions = router.choose([prompt(i * 100, 5) for i in range(10)], 0.0)
+    assert [isinstance(d, Decision) for d in decisions] == [True] * 8 + [False] * 2
+
+
+def test_places_and_pages_that_are_not_free_cost_time():
+    router = router_of(2, r0=load(running=8, waiting=1, queued_tokens=10))
+    cache(router, "r0", range(10))
+    assert choose(router, prompt(0, 12)).replica == "r1"
+    router = router_of(2, r0=load(free_pages=5, cached_pages=2, running=4))
+    cache(router, "r0", range(5))
+    assert choose(router, prompt(0, 12)).replica == "r1"
+
+
+def test_a_quieter_batch_is_preferred_but_less_than_a_prefix():
+    router = router_of(2, r0=load(running=6))
+    for i in range(3):
+        decision = choose(router, prompt(1000 * i, 1))
+        assert decision.replica == "r1"
+        router.finish(decision.ticket, 0.0)
+    cache(router, "r0", range(20))
+    assert choose(router, prompt(0, 20)).replica == "r0"
+
+
+def test_a_session_keeps_its_replica_among_equals():
+    homes = {}
+    for name in "abcdefgh":
+        homes[name] = {choose(router_of(seed=seed), prompt(seed * 100, 10, session=name)).replica for seed in range(5)}
+        assert len(homes[name]) == 1
+    assert len(set().union(*homes.values())) > 1
+    (home,) = homes["a"]
+    router = router_of()
+    elsewhere = next(f"r{i}" for i in range(4) if f"r{i}" != home)
+    cache(router, elsewhere, range(50))
+    assert choose(router, prompt(0, 50, session="a")).replica == elsewhere
+
+
+def test_what_other_ingresses_send_counts():
+    router = router_of(2)
+    router.routed("r0", 1, 1600, list(range(100)), 0.0)
+    assert choose(router, prompt(5000, 10)).replica == "r1"
+    assert choose(router, prompt(0, 110)).replica == "r0"
+    router.routed("r0", 2, 1600, [7], 0.0)
+    router.routed("r9", 1, 1600, [7], 0.0)
+    assert set(router.loads()) == {"r0", "r1"}
