@@ -1,0 +1,76 @@
+"""`raysgl chat`: a small conversation with a running server, through the openai package."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import openai
+
+
+def run(url: str, model: str | None, system: str | None, temperature: float | None) -> str | None:
+    """Read lines from stdin, stream the answers to stdout. Returns a sentence when it could not, else None."""
+    client = openai.OpenAI(base_url=url.rstrip("/").removesuffix("/v1") + "/v1", api_key="none", max_retries=0)
+    try:
+        served = [entry.id for entry in client.models.list()]
+    except openai.APIConnectionError:
+        return f"no server answers at {url}; start one with `make serve`, or say --url"
+    except openai.APIError as error:
+        return f"{url}: {error.message}"
+    if not served:
+        return f"{url} serves no models"
+    if model is not None and model not in served:
+        return f"{url} does not serve {model!r}, but: {', '.join(served)}"
+    model = model or served[0]
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (line editing in input())
+    if sys.stdin.isatty():
+        print(f"{model} at {url}; /reset forgets the conversation, Ctrl-C stops an answer, Ctrl-D leaves")
+    opening: list = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    while True:
+        line = _read()
+        if line is None:
+            return None
+        if line == "/reset":
+            messages = list(opening)
+            continue
+        if not line:
+            continue
+        messages.append({"role": "user", "content": line})
+        try:
+            answer = _answer(client, model, messages, temperature)
+        except openai.APIStatusError as error:
+            messages.pop()
+            print(error.message, file=sys.stderr)
+            continue
+        except openai.APIError as error:
+            return f"the server went away: {error}"
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _read() -> str | None:
+    """One line of the user, or None at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+
+
+def _answer(client: openai.OpenAI, model: str, messages: list, temperature: float | None) -> str:
+    """Print an answer while it comes, and return it. Ctrl-C ends it early; the server then stops computing it."""
+    pieces = []
+    settings = {} if temperature is None else {"temperature": temperature}
+    stream = client.chat.completions.create(model=model, messages=messages, stream=True, **settings)
+    try:
+        for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                pieces.append(chunk.choices[0].delta.content)
+                print(pieces[-1], end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        stream.close()
+    print()
+    return "".join(pieces)
