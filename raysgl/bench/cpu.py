@@ -39,8 +39,9 @@ def run(settings: Settings, stage: Callable[[str], None]) -> Report:
     report = Report("raysgl against transformers on this CPU")
     report.data["settings"] = vars(settings)
     stage("transformers generate, one sequence")
-    path = str(resolve(settings.model_path).path)
-    job = baseline.Job(path, settings.threads, settings.repeats, settings.input_len, settings.output_len)
+    checkpoint = resolve(settings.model_path)
+    path = checkpoint.files[0] if checkpoint.weights == "gguf" else checkpoint.folder
+    job = baseline.Job(str(path), settings.threads, settings.repeats, settings.input_len, settings.output_len)
     reference = settings.output_len / statistics.median(baseline.measure(job))
     report.add("transformers_rate", "transformers generate, one sequence", reference, "tokens/s")
 
