@@ -109,9 +109,7 @@ class FlashAttnBackend:
                 0,  # sm_margin
             )
 
-    def forward(
-        self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer
-    ) -> torch.Tensor:
+    def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         cache = self._cache
         cache.keys[layer.index].index_copy_(0, self._write_slots_T, k_TKH)
         cache.values[layer.index].index_copy_(0, self._write_slots_T, v_TKH)

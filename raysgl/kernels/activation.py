@@ -1,0 +1,12 @@
+"""Gated activation of the feed-forward block (Shazeer 2020)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def silu_mul(gate_up_TF: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up for [T, 2 F] holding gate and up side by side -> [T, F]."""
+    gate_TF, up_TF = gate_up_TF.chunk(2, dim=-1)
+    return F.silu(gate_TF).mul_(up_TF)

@@ -1,0 +1,11 @@
+"""Attention over the paged KV cache: the interface, the cache, and the registry of backends.
+
+A backend writes the step's keys and values to the cache and attends. The runner calls `plan` once per step, the model
+calls `forward` once per layer. To add one: write a module with a class of the same constructor, add a line to `BACKENDS`.
+"""
+
+from raysgl.kernels.attention.interface import AttentionBackend, AttentionLayer
+from raysgl.kernels.attention.kv_cache import KVCache, page_bytes
+from raysgl.kernels.attention.registry import BACKENDS, choose_backend, create_backend
+
+__all__ = ["BACKENDS", "AttentionBackend", "AttentionLayer", "KVCache", "choose_backend", "create_backend", "page_bytes"]

@@ -1,0 +1,35 @@
+"""What a model and a runner know of an attention backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from raysgl.kernels.batch import ForwardBatch
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One layer's attention: which part of the cache is its own, and how it attends.
+
+    A query at position p sees keys at positions above p - `window` (None: all) and at most p.
+    """
+
+    index: int
+    scale: float
+    window: int | None = None
+
+
+class AttentionBackend(Protocol):
+    """Constructed with (cache, num_heads, windows): the rank's KVCache and query heads, and all windows its layers use."""
+
+    def plan(self, batch: ForwardBatch) -> None:
+        """Prepare what all layers of this step share. Call it before `forward`, once per step."""
+
+    def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        """Write this step's keys and values to the cache, then attend over each row's pages. Returns o_TNH.
+
+        Query head n reads key/value head n // (N / K).
+        """

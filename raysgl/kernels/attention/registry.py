@@ -1,0 +1,40 @@
+"""Backends by name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable
+
+import torch
+
+from raysgl.kernels.attention.interface import AttentionBackend
+from raysgl.kernels.attention.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
+
+BACKENDS: dict[str, str] = {
+    "torch": "raysgl.kernels.attention.torch_backend:TorchBackend",
+}
+"""name -> import path of a class with the constructor of `AttentionBackend`."""
+
+AUTO: dict[str, str] = {"cpu": "torch", "cuda": "torch"}
+"""device type -> the backend that `auto` means."""
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """The name of the backend that `name` (an EngineConfig.attention_backend) means on this device."""
+    if name != "auto":
+        return name
+    chosen = AUTO[device.type]
+    logger.info("attention backend: %s (auto, on %s)", chosen, device.type)
+    return chosen
+
+
+def create_backend(name: str, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)) -> AttentionBackend:
+    """Make a backend for this cache. `num_heads` are the rank's query heads. Raises ValueError for an unknown name."""
+    chosen = choose_backend(name, cache.device)
+    if chosen not in BACKENDS:
+        raise ValueError(f"attention_backend is {chosen!r}, but must be auto or one of {', '.join(sorted(BACKENDS))}")
+    module, _, attribute = BACKENDS[chosen].partition(":")
+    return getattr(importlib.import_module(module), attribute)(cache, num_heads, windows)

@@ -1,0 +1,238 @@
+"""Attention with torch's scaled_dot_product_attention over gathered pages: the reference, and what serves CPUs.
+
+Decode rows go in a few padded groups; prefill rows one by one. Legend: `raysgl.kernels.batch`; also G query heads per
+key/value head, B tokens of a group's longest row.
+
+Pages are copied to a scratch buffer first, since torch has no paged attention. Measured on 2 cores (float32, K=3, H=64): the copy
+costs as much as the attention itself, and the sum is the time to read the pages from memory, so batching beyond 16 MB of
+scratch gains nothing and below it a row costs the same in any group; what counts is to copy few tokens of padding and to
+reuse the scratch (fresh memory costs 3 to 5 times the copy in page faults).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from raysgl.kernels.attention.interface import AttentionLayer
+from raysgl.kernels.attention.kv_cache import KVCache
+from raysgl.kernels.batch import ForwardBatch
+
+SCRATCH_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+"""Keys and values gathered at a time, by device type."""
+
+MAX_PADDING = 1.25
+"""A group's longest row has at most so many times the pages of its shortest."""
+
+FREE_PADDING_PAGES = {"cpu": 4, "cuda": 1 << 30}
+"""...or at most so many pages more: padding that costs less than another call would."""
+
+
+@dataclass
+class DecodeGroup:
+    """Decode rows that attend in one call.
+
+    rows_S: which (None: all decode rows, in order). pages: indices into KVCache.pages, keys then values.
+    mask: [S, 1, 1, B], 0 or -inf (None: nothing to mask).
+    """
+
+    rows_S: torch.Tensor | None
+    num_rows: int
+    pages: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass
+class PrefillRow:
+    """One row that computes a chunk: tokens [begin, end) of T.
+
+    Without `pages` all its keys are in this step, and `mask` is None for plain causal attention. With `pages` they are
+    gathered: mask is [1, 1, end - begin, B].
+    """
+
+    begin: int
+    end: int
+    pages: torch.Tensor | None
+    mask: torch.Tensor | None
+
+
+class TorchBackend:
+    """See `AttentionBackend`."""
+
+    def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
+        self._cache = cache
+        self._num_heads = num_heads
+        self._group = num_heads // cache.num_kv_heads
+        self._windows = set(windows)
+        self._scratch = cache.data.new_empty(0)
+        self._work: dict[int | None, tuple[list[DecodeGroup], list[PrefillRow]]] = {}
+        self._write_slots_T = torch.empty(0)
+        page_bytes = cache.pages[0].shape[1] * cache.data.element_size()
+        self._group_pages = max(1, SCRATCH_BYTES[cache.device.type] // (2 * page_bytes))
+        self._free_padding = FREE_PADDING_PAGES[cache.device.type]
+
+    # ------------------------------------------------------------------ once per step
+
+    def plan(self, batch: ForwardBatch) -> None:
+        self._write_slots_T = batch.write_slots_T
+        longest = max(batch.kv_lens, default=0)
+        whole: tuple[list[DecodeGroup], list[PrefillRow]] | None = None
+        for window in self._windows:
+            if window is not None and window < longest:
+                self._work[window] = (self._plan_decode(batch, window), self._plan_prefill(batch, window))
+                continue
+            if whole is None:  # a window that nothing exceeds needs no plan of its own
+                whole = (self._plan_decode(batch, None), self._plan_prefill(batch, None))
+            self._work[window] = whole
+
+    def _plan_decode(self, batch: ForwardBatch, window: int | None) -> list[DecodeGroup]:
+        size = self._cache.page_size
+        spans = [(first_visible(n, 1, window) // size, -(-n // size)) for n in batch.kv_lens[: batch.num_decode]]
+        counts = [last - first for first, last in spans]
+        groups = []
+        for rows in self._split(counts):
+            width = max(counts[row] for row in rows)
+            groups.append(self._decode_group(batch, rows, [spans[row][0] for row in rows], width, window))
+        return groups
+
+    def _split(self, counts: list[int]) -> list[list[int]]:
+        """Rows in groups of similar page counts that fit the scratch. One group keeps the rows' order."""
+        if not counts:
+            return []
+
+        def fits(least: int, most: int, rows: int) -> bool:
+            return rows * most <= self._group_pages and (most <= MAX_PADDING * least or most - least <= self._free_padding)
+
+        if fits(min(counts), max(counts), len(counts)):
+            return [list(range(len(counts)))]
+        groups: list[list[int]] = []
+        for row in sorted(range(len(counts)), key=counts.__getitem__):
+            if groups and fits(counts[groups[-1][0]], counts[row], len(groups[-1]) + 1):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return groups
+
+    def _decode_group(
+        self, batch: ForwardBatch, rows: list[int], first_pages: list[int], width: int, window: int | None
+    ) -> DecodeGroup:
+        device = self._cache.device
+        size = self._cache.page_size
+        lens = [batch.kv_lens[row] for row in rows]
+        in_order = len(rows) == batch.num_decode and rows == list(range(len(rows)))
+        rows_S = None if in_order else torch.tensor(rows, device=device)
+        table_SP = batch.page_table_SP[: len(rows)] if rows_S is None else batch.page_table_SP.index_select(0, rows_S)
+        if any(first_pages):
+            columns = torch.tensor(first_pages, device=device).unsqueeze(1) + torch.arange(width, device=device)
+            pages_SP = table_SP.gather(1, columns.clamp_(max=table_SP.shape[1] - 1))
+        else:
+            pages_SP = table_SP[:, :width]
+        mask = None
+        if window is not None or any(n != width * size for n in lens):
+            positions_SB = torch.tensor([page * size for page in first_pages], device=device).unsqueeze(1)
+            positions_SB = positions_SB + torch.arange(width * size, device=device)
+            lens_S1 = torch.tensor(lens, device=device).unsqueeze(1)
+            hidden = positions_SB >= lens_S1
+            if window is not None:
+                hidden |= positions_SB < lens_S1 - window
+            mask = self._bias(hidden).view(len(rows), 1, 1, -1)
+        return DecodeGroup(rows_S, len(rows), self._both(pages_SP), mask)
+
+    def _plan_prefill(self, batch: ForwardBatch, window: int | None) -> list[PrefillRow]:
+        device = self._cache.device
+        size = self._cache.page_size
+        work = []
+        begin = batch.num_decode
+        for row in range(batch.num_decode, len(batch.query_lens)):
+            count, length = batch.query_lens[row], batch.kv_lens[row]
+            end = begin + count
+            windowed = window is not None and window < length
+            pages = mask = None
+            if count < length or windowed:
+                first = first_visible(length, count, window) // size if count < length else 0
+                keys = torch.arange(first * size, length, device=device)
+                if count < length:
+                    pages = self._both(batch.page_table_SP[row, first : -(-length // size)])
+                    # The whole pages are attended: what lies past the row's end is hidden by causality.
+                    keys = torch.arange(first * size, -(-length // size) * size, device=device)
+                queries = torch.arange(length - count, length, device=device).unsqueeze(1)
+                hidden = keys > queries
+                if windowed:
+                    hidden |= keys <= queries - window
+                mask = self._bias(hidden).view(1, 1, count, -1)
+            work.append(PrefillRow(begin, end, pages, mask))
+            begin = end
+        return work
+
+    def _both(self, pages: torch.Tensor) -> torch.Tensor:
+        """Page ids as indices of their keys, then of their values, in KVCache.pages."""
+        flat = pages.reshape(-1)
+        return torch.cat((flat, flat + (1 + self._cache.num_pages)))
+
+    def _bias(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(hidden.shape, dtype=self._cache.dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+    # ------------------------------------------------------------------ once per layer
+
+    def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        cache = self._cache
+        cache.keys[layer.index].index_copy_(0, self._write_slots_T, k_TKH)
+        cache.values[layer.index].index_copy_(0, self._write_slots_T, v_TKH)
+        groups, prefills = self._work[layer.window]
+        if len(groups) == 1 and not prefills:  # the common step: nothing to put together
+            return self._decode(q_TNH, groups[0], layer)
+        out_TNH = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
+        for group in groups:
+            if group.rows_S is None:
+                out_TNH[: group.num_rows] = self._decode(q_TNH[: group.num_rows], group, layer)
+            else:
+                out_TNH.index_copy_(0, group.rows_S, self._decode(q_TNH.index_select(0, group.rows_S), group, layer))
+        for row in prefills:
+            part = slice(row.begin, row.end)
+            out_TNH[part] = self._prefill(q_TNH[part], k_TKH[part], v_TKH[part], row, layer)
+        return out_TNH
+
+    def _gather(self, pages: torch.Tensor, rows: int, layer: AttentionLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows' keys and values, each [rows, K, B, H]. They live in the scratch until the next gather."""
+        source = self._cache.pages[layer.index]
+        elements = pages.numel() * source.shape[1]
+        if self._scratch.numel() < elements:
+            self._scratch = source.new_empty(elements)
+        scratch = self._scratch[:elements]
+        torch.index_select(source, 0, pages, out=scratch.view(-1, source.shape[1]))
+        both = scratch.view(2, rows, -1, self._cache.num_kv_heads, self._cache.head_dim).transpose(2, 3)
+        return both[0], both[1]
+
+    def _decode(self, q_SNH: torch.Tensor, group: DecodeGroup, layer: AttentionLayer) -> torch.Tensor:
+        # The queries that share a key head stand in for query positions, so that keys need no copy for each of them.
+        rows, heads, dim = q_SNH.shape
+        keys, values = self._gather(group.pages, rows, layer)
+        q_SKGH = q_SNH.reshape(rows, self._cache.num_kv_heads, self._group, dim)
+        out = F.scaled_dot_product_attention(q_SKGH, keys, values, attn_mask=group.mask, scale=layer.scale)
+        return out.reshape(rows, heads, dim)
+
+    def _prefill(
+        self, q_tNH: torch.Tensor, k_tKH: torch.Tensor, v_tKH: torch.Tensor, row: PrefillRow, layer: AttentionLayer
+    ) -> torch.Tensor:
+        if row.pages is not None:
+            keys, values = self._gather(row.pages, 1, layer)
+        else:
+            keys, values = k_tKH.transpose(0, 1).unsqueeze(0), v_tKH.transpose(0, 1).unsqueeze(0)
+        out = F.scaled_dot_product_attention(
+            q_tNH.transpose(0, 1).unsqueeze(0),
+            keys,
+            values,
+            attn_mask=row.mask,
+            is_causal=row.mask is None,
+            scale=layer.scale,
+            enable_gqa=self._group > 1,
+        )
+        return out[0].transpose(0, 1)
+
+
+def first_visible(length: int, count: int, window: int | None) -> int:
+    """The first position that the earliest of the row's last `count` tokens sees."""
+    return 0 if window is None else max(0, length - count - window + 1)

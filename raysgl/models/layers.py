@@ -1,0 +1,179 @@
+"""Tensor-parallel layers, and how each says which rows or columns of the checkpoint it holds.
+
+Legend: `raysgl.kernels.batch`; I input features, O output features of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from raysgl.distributed import TPGroup
+from raysgl.kernels.norm import add_rms_norm, rms_norm
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every layer is made with."""
+
+    tp: TPGroup
+    dtype: torch.dtype
+    device: torch.device
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        """Uninitialised: the loader fills it."""
+        return nn.Parameter(torch.empty(shape, dtype=self.dtype, device=self.device), requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the checkpoint (`name`, of `shape`) and where this rank keeps its part.
+
+    `target` is a view of a parameter; it takes [start, start + length) of the tensor along `dim`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    target: torch.Tensor
+    dim: int
+    start: int
+    length: int
+
+
+def whole(name: str, target: torch.Tensor) -> Piece:
+    """Every rank holds all of it."""
+    return Piece(name, tuple(target.shape), target, 0, 0, target.shape[0])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One of the checkpoint's matrices that a ColumnLinear joins: its name, its rows, and this rank's part of them."""
+
+    name: str
+    total: int
+    start: int
+    length: int
+
+    @staticmethod
+    def split(name: str, total: int, tp: TPGroup) -> Rows:
+        length = total // tp.size
+        return Rows(name, total, tp.rank * length, length)
+
+    @staticmethod
+    def heads(name: str, num_heads: int, head_dim: int, tp: TPGroup) -> Rows:
+        """Split by heads; with fewer heads than ranks, neighbouring ranks hold the same head."""
+        if num_heads >= tp.size:
+            return Rows.split(name, num_heads * head_dim, tp)
+        return Rows(name, num_heads * head_dim, tp.rank * num_heads // tp.size * head_dim, head_dim)
+
+
+class ColumnLinear(nn.Module):
+    """Linear layers of one input, joined into one matrix and split by output over the ranks. No communication."""
+
+    def __init__(self, build: Build, in_features: int, parts: Sequence[Rows], bias: bool = False):
+        super().__init__()
+        self.parts = parts
+        rows = sum(part.length for part in parts)
+        self.weight = build.parameter(rows, in_features)
+        self.bias = build.parameter(rows) if bias else None
+
+    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TI, self.weight, self.bias)
+
+    def pieces(self, path: str) -> Iterator[Piece]:
+        parent = path.rpartition(".")[0]
+        offset = 0
+        for part in self.parts:
+            target = self.weight[offset : offset + part.length]
+            shape = (part.total, self.weight.shape[1])
+            yield Piece(f"{parent}.{part.name}.weight", shape, target, 0, part.start, part.length)
+            if self.bias is not None:
+                target = self.bias[offset : offset + part.length]
+                yield Piece(f"{parent}.{part.name}.bias", (part.total,), target, 0, part.start, part.length)
+            offset += part.length
+
+
+class RowLinear(nn.Module):
+    """A linear layer split by input over the ranks; the ranks' results are summed."""
+
+    def __init__(self, build: Build, in_features: int, out_features: int, bias: bool = False):
+        super().__init__()
+        self.tp = build.tp
+        self.weight = build.parameter(out_features, in_features // build.tp.size)
+        self.bias = build.parameter(out_features) if bias else None
+
+    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+        # The bias must enter the sum once.
+        out_TD = F.linear(x_TI, self.weight, self.bias if self.tp.rank == 0 else None)
+        return self.tp.all_reduce(out_TD)
+
+    def pieces(self, path: str) -> Iterator[Piece]:
+        out_features, length = self.weight.shape
+        shape = (out_features, length * self.tp.size)
+        yield Piece(f"{path}.weight", shape, self.weight, 1, self.tp.rank * length, length)
+        if self.bias is not None:
+            yield whole(f"{path}.bias", self.bias)
+
+
+class VocabEmbedding(nn.Module):
+    """Token embeddings, split by vocabulary; as `logits`, the output layer. Ranks hold equal parts, the last one padded."""
+
+    def __init__(self, build: Build, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.tp = build.tp
+        self.vocab_size = vocab_size
+        self.rows = -(-vocab_size // build.tp.size)
+        self.first = build.tp.rank * self.rows
+        self.weight = build.parameter(self.rows, hidden_size)
+
+    def forward(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        if self.tp.size == 1:
+            return F.embedding(token_ids_T, self.weight)
+        local_T = token_ids_T - self.first
+        foreign_T = (local_T < 0) | (local_T >= self.rows)
+        out_TD = F.embedding(local_T.masked_fill(foreign_T, 0), self.weight)
+        return self.tp.all_reduce(out_TD.masked_fill_(foreign_T.unsqueeze(1), 0))
+
+    def logits(self, hidden_LD: torch.Tensor) -> torch.Tensor:
+        """[L, vocab_size] on every rank, float32 (float64 for a float64 model)."""
+        logits_LV = self.tp.all_gather(F.linear(hidden_LD, self.weight))[:, : self.vocab_size]
+        return logits_LV if logits_LV.dtype == torch.float64 else logits_LV.float()
+
+    def pieces(self, path: str) -> Iterator[Piece]:
+        length = max(0, min(self.rows, self.vocab_size - self.first))
+        self.weight[length:].zero_()
+        shape = (self.vocab_size, self.weight.shape[1])
+        yield Piece(f"{path}.weight", shape, self.weight[:length], 0, min(self.first, self.vocab_size), length)
+
+
+class RMSNorm(nn.Module):
+    """See `raysgl.kernels.norm`. Every rank holds the whole weight."""
+
+    def __init__(self, build: Build, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = build.parameter(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def after_add(self, x_TD: torch.Tensor, residual_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add x to the residual in place; returns (the sum normalised, the sum)."""
+        return add_rms_norm(x_TD, residual_TD, self.weight, self.eps)
+
+    def pieces(self, path: str) -> Iterator[Piece]:
+        yield whole(f"{path}.weight", self.weight)
+
+
+def checkpoint_table(model: nn.Module) -> dict[str, Piece]:
+    """Checkpoint tensor name -> where it goes, for all of a model's layers. A tied weight appears once."""
+    table: dict[str, Piece] = {}
+    for path, module in model.named_modules():
+        pieces = getattr(module, "pieces", None)
+        if pieces is not None:
+            table.update((piece.name, piece) for piece in pieces(path))
+    return table

@@ -1,0 +1,60 @@
+"""From a checkpoint to a model that is ready to run."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from raysgl.config import EngineConfig
+from raysgl.distributed import TPGroup
+from raysgl.models import weights
+from raysgl.models.checkpoint import Checkpoint
+from raysgl.models.hf_config import HFConfig, ModelError
+from raysgl.models.layers import Build
+from raysgl.models.registry import model_class
+from raysgl.models.weights import Progress
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def choose_dtype(setting: str, config: HFConfig, device: torch.device) -> torch.dtype:
+    """What EngineConfig.dtype means: `auto` is the checkpoint's on cuda and float32 on cpu."""
+    if setting != "auto":
+        return DTYPES[setting]
+    if device.type == "cpu":
+        return torch.float32
+    return DTYPES.get(config.dtype, torch.bfloat16)
+
+
+def load_model(
+    engine_config: EngineConfig,
+    checkpoint: Checkpoint,
+    tp: TPGroup,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """This rank's part of the model, on the device. `model.config` is its `HFConfig`.
+
+    `model.forward(batch, attention)` gives hidden_TD (after `attention.plan(batch)`), `model.logits(hidden_LD)` logits_LV.
+    Raises `ModelError` for checkpoints that do not fit their config, and for a tp size that the model cannot be split over.
+    """
+    config = checkpoint.config()
+    config.check_tp(tp.size)
+    build = Build(tp, dtype, torch.device(device))
+    context_length = engine_config.context_length or config.max_position_embeddings
+    model = model_class(config.architecture)(config, build, context_length)
+    if checkpoint.weights == "dummy":
+        if engine_config.load_format != "dummy":
+            raise ModelError("the checkpoint was resolved without its weights")
+        weights.fill_random(model, engine_config.random_seed, progress)
+    elif checkpoint.weights == "gguf":
+        weights.load(model, weights.GGUFSource(checkpoint.files[0], checkpoint.folder), progress)
+    else:
+        weights.load(model, weights.SafetensorsSource(checkpoint.files), progress)
+    return model.eval()
