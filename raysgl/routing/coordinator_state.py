@@ -28,6 +28,9 @@ from raysgl.routing.messages import (
     Updates,
 )
 
+MAX_GONE = 10_000
+"""Replica ids remembered after their end: more than die within any message's delay."""
+
 
 class CoordinatorState:
     """Not thread safe. `now` is time.monotonic() of the coordinator's process.
@@ -68,6 +71,7 @@ class CoordinatorState:
             return self._reply(info.replica)
         if known is not None:
             self._remove(known)
+            self._bury(known.replica, known.epoch)
         self._replicas[info.replica] = replace(info)
         self._heard[info.replica] = now
         self.indexes.setdefault(info.model, PrefixIndex()).add(info.replica, info.epoch)
@@ -108,16 +112,17 @@ class CoordinatorState:
             self._append(ReplicaDraining(info.model, replica, epoch, draining))
 
     def leave(self, replica: str, epoch: int) -> None:
-        """A life of a replica has ended; it will not be let back. Ignored for a life that is not the present one."""
+        """A life of a replica has ended, and so has any before it; they will not be let back. Later ones are not concerned."""
         info = self._replicas.get(replica)
-        if info is not None and info.epoch == epoch:
+        if info is not None and info.epoch <= epoch:
             self._remove(info)
+        self._bury(replica, epoch)
 
     def expire(self, now: float) -> list[ReplicaInfo]:
         """Remove replicas not heard of for `timeout_s`, and return them. They may register again: perhaps only the network was away."""
         silent = [info for name, info in self._replicas.items() if now - self._heard[name] > self._timeout]
         for info in silent:
-            self._remove(info, for_good=False)
+            self._remove(info)
         return silent
 
     def snapshot_requests(self) -> list[tuple[str, int]]:
@@ -181,15 +186,17 @@ class CoordinatorState:
         synced = self.indexes[self._replicas[replica].model].synced(replica)
         return Reply(self.epoch, "none" if synced else "snapshot")
 
-    def _remove(self, info: ReplicaInfo, for_good: bool = True) -> None:
+    def _remove(self, info: ReplicaInfo) -> None:
         del self._replicas[info.replica], self._heard[info.replica]
         self._loads.pop(info.replica, None)
         self.indexes[info.model].drop(info.replica)
-        if for_good:
-            self._gone[info.replica] = info.epoch
-            if len(self._gone) > 10_000:
-                del self._gone[next(iter(self._gone))]
         self._append(ReplicaLeft(info.model, info.replica, info.epoch))
+
+    def _bury(self, replica: str, epoch: int) -> None:
+        """Remember that lives up to this epoch are over, even one that never registered (its registration may be late)."""
+        self._gone[replica] = max(epoch, self._gone.pop(replica, epoch))
+        if len(self._gone) > MAX_GONE:
+            del self._gone[next(iter(self._gone))]
 
     def _append(self, delta: Delta) -> None:
         weight = 16 + _pages(delta)

@@ -154,8 +154,9 @@ class Router:
             self.index.add(info.replica, info.epoch)
 
     def leave(self, replica: str, epoch: int) -> None:
-        """A life of a replica has ended. Does nothing if that life is not the known one."""
-        if self.epoch(replica) == epoch:
+        """A life of a replica has ended, and so has any before it. Does nothing if a later one is known."""
+        known = self.epoch(replica)
+        if known is not None and known <= epoch:
             self._forget(replica)
             self.index.drop(replica)
 

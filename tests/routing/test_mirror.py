@@ -97,6 +97,8 @@ def test_lives(coordinator):
     coordinator.leave("a", 2)
     assert coordinator.register(info("a", epoch=2), 1.0).action == "dead"
     assert coordinator.register(info("a", epoch=3), 1.0).action == "none"
+    coordinator.leave("d", 5)  # before its registration has come
+    assert coordinator.register(info("d", epoch=5), 1.0).action == "dead"
 
 
 def test_the_silent_expire_but_may_come_back(coordinator):
