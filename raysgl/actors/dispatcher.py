@@ -36,6 +36,8 @@ class Dispatcher:
 
     def __init__(self, transport: Transport, name: str, models: dict[str, ServedModel], mirror: Mirror):
         self.name, self.models, self.mirror = name, models, mirror
+        self.stopping = False
+        """Not ready any more, but requests that are here still get in."""
         self.draining = False
         self._transport = transport
         self._reader = OutputReader(transport, self._on_message)
@@ -107,7 +109,7 @@ class Dispatcher:
         return self.mirror.loads()
 
     def ready(self) -> bool:
-        return not self.draining and all(self.available(name) for name in self.models)
+        return not self.stopping and all(self.available(name) for name in self.models)
 
     # ---------------------------------------------------------------- replicas come and go
 

@@ -1,0 +1,176 @@
+"""The ingress: HTTP in, tokens out. A Serve deployment for placement and health; its work is done in an event loop of its own.
+
+That loop (uvloop, in a thread) runs uvicorn, the dispatcher and the following of the coordinator, so that neither Serve's health
+checks nor its request path share a loop with token streams. Requests that do come through Serve are bridged into it.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import threading
+import time
+import uuid
+
+import msgspec
+import ray
+import uvloop
+from ray import serve
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayError
+
+from raysgl.actors import coordinator as coordination
+from raysgl.actors.coordinator import facts_of
+from raysgl.actors.dispatcher import Dispatcher
+from raysgl.actors.errors import sentence
+from raysgl.actors.http import App, HttpServer, bridge, listening_socket
+from raysgl.actors.served_models import load_served_model
+from raysgl.actors.transport import KeyPair, Transport
+from raysgl.api.app import create_app
+from raysgl.config import AppConfig
+from raysgl.routing import Mirror, ReplicaInfo, Updates
+
+log = logging.getLogger(__name__)
+
+NOTICES_S = 0.02
+"""How often the coordinator is told what was sent where."""
+AWAY_S = 0.5
+"""How long to wait before asking a coordinator again that did not answer."""
+HEALTH_S = 20.0
+
+
+class Ingress:
+    """Serve calls this; it starts an `IngressLoop` in a thread and waits for it."""
+
+    async def __init__(self, config: AppConfig, *engines: object):
+        """`engines`: the models' deployments, which Serve starts because they are bound here."""
+        application = serve.get_replica_context().app_name
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ingress", daemon=True)
+        self._thread.start()
+        self._inner = IngressLoop(config, application)
+        try:
+            await self._run(self._inner.start())
+        except Exception as error:
+            coordinator = coordination.connect(application)
+            await coordinator.failed.remote(self._inner.name, sentence(error))
+            raise
+
+    def __serve_build_asgi_app__(self) -> App:
+        return bridge(self._inner.app, self._loop)
+
+    async def check_health(self) -> None:
+        """Raises when the HTTP server has ended; TimeoutError when its loop does not answer."""
+        await asyncio.wait_for(self._run(self._inner.check()), HEALTH_S)
+
+    async def __del__(self) -> None:
+        """Serve stops this replica: answers under way may finish within `drain_timeout_s`."""
+        if hasattr(self, "_inner"):
+            await self._run(self._inner.stop())
+
+    async def _run(self, coroutine):
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+
+
+class IngressLoop:
+    """What happens in the ingress's own loop."""
+
+    def __init__(self, config: AppConfig, application: str):
+        self._config = config
+        self._application = application
+        self.name = f"ingress-{uuid.uuid4().hex[:12]}"
+        self._mirror = Mirror(self.name)
+        self._decode = msgspec.msgpack.Decoder(Updates).decode
+        self._handles: dict[str, ActorHandle] = {}
+        self._lifelines: dict[tuple[str, int], asyncio.Task] = {}
+        self._tasks: list[asyncio.Task] = []
+
+    async def start(self) -> None:
+        """Listen, load the tokenizers, and begin to follow the coordinator. Raises what keeps it from doing so."""
+        server = self._config.server
+        sock = listening_socket(server.host, server.port)
+        self._coordinator = await asyncio.to_thread(coordination.connect, self._application)
+        keys = KeyPair(*await self._coordinator.client_keys.remote())
+        models = [await asyncio.to_thread(load_served_model, model.engine) for model in self._config.models]
+        transport = Transport(ray.util.get_node_ip_address(), keys)
+        self.dispatcher = Dispatcher(transport, self.name, {model.name: model for model in models}, self._mirror)
+        self.app = create_app(self.dispatcher, server)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tell())]
+        self._http = HttpServer(self.app, sock, server.drain_timeout_s)
+        await self._http.started()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays; requests are not to pay for walking it
+
+    async def check(self) -> None:
+        if not self._http.alive:
+            raise RuntimeError("the HTTP server has ended")
+
+    async def stop(self) -> None:
+        if hasattr(self, "_http"):
+            self.dispatcher.stopping = True
+            await self._http.drain()
+            self.dispatcher.draining = True
+        for task in [*self._tasks, *self._lifelines.values()]:
+            task.cancel()
+        if hasattr(self, "dispatcher"):
+            self.dispatcher.close()
+
+    # ---------------------------------------------------------------- the coordinator
+
+    async def _follow(self) -> None:
+        """Keep the mirror like the coordinator, and be connected to every replica in it."""
+        while True:
+            try:
+                updates, handles = await self._coordinator.sync.remote(*self._mirror.cursor)
+                self._handles.update(handles)
+                self._mirror.apply(self._decode(updates), time.monotonic())
+                self._connect()
+            except RayError as error:
+                log.warning("the coordinator does not answer (%s); serving goes on without it", type(error).__name__)
+                await asyncio.sleep(AWAY_S)
+                with contextlib.suppress(RayError, ValueError):
+                    self._coordinator = await asyncio.to_thread(coordination.connect, self._application)
+
+    def _connect(self) -> None:
+        alive = set()
+        for model in self._config.models:
+            for info in self._mirror.replicas(model.engine.name):
+                alive.add(info.replica)
+                if (info.replica, info.epoch) in self._lifelines or info.replica not in self._handles:
+                    continue
+                self._learn(info)
+                self.dispatcher.connect(info)
+                watch = self._watch(info, self._handles[info.replica])
+                self._lifelines[info.replica, info.epoch] = asyncio.get_running_loop().create_task(watch)
+        for replica in [replica for replica in self._handles if replica not in alive]:
+            del self._handles[replica]
+
+    def _learn(self, info: ReplicaInfo) -> None:
+        """The model's limits are what its replicas found."""
+        facts, model = facts_of(info), self.dispatcher.models[info.model]
+        model.context_length = facts.context_length
+        model.max_total_tokens = facts.max_total_tokens
+
+    async def _watch(self, info: ReplicaInfo, shard: ActorHandle) -> None:
+        """A call that never returns, until the process on the other side is dead."""
+        while True:
+            try:
+                await shard.lifeline.remote()
+            except ActorDiedError:
+                break
+            except RayError:  # not reachable just now; Ray will say when it is dead
+                await asyncio.sleep(AWAY_S)
+        log.warning("replica %s is gone", info.replica)
+        self.dispatcher.lost(info)
+        del self._lifelines[info.replica, info.epoch]
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(NOTICES_S)
+            notices = self._mirror.take_routed()
+            if notices:
+                self._coordinator.routed.remote(msgspec.msgpack.encode(notices))

@@ -1,0 +1,122 @@
+"""A replica: the Serve deployment that owns a placement group and one shard actor in each of its bundles.
+
+It is not on the token path. It starts its shards, lives and dies with them, watches that their loop moves, and lets it come
+to rest before it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+
+import ray
+from ray import serve
+from ray.util import get_current_placement_group
+from ray.util.placement_group import placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raysgl.actors import coordinator as coordination
+from raysgl.actors.errors import sentence
+from raysgl.actors.shard import ModelShard, ShardSpec
+from raysgl.config import ModelConfig
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER_S = 300.0
+"""A loop that has work and finishes no step for so long hangs. No real step is near it: a first step may compile kernels for a
+minute, an 8,192-token chunk of a small model takes seconds on a slow CPU."""
+ANSWER_S = 5.0
+DRAIN_POLL_S = 0.05
+
+
+class EngineReplica:
+    """One replica of one model. device: cpu or cuda, of all its shards."""
+
+    async def __init__(self, model: ModelConfig, device: str):
+        context = serve.get_replica_context()
+        self._model = model
+        self._application = context.app_name
+        self._name = f"{context.deployment}#{context.replica_id.unique_id}"
+        self._epoch = time.time_ns()
+        self._coordinator = coordination.connect(self._application)
+        self._steps = -1
+        self._moved_at = time.monotonic()
+        try:
+            await self._start(device)
+        except Exception as error:
+            reason = sentence(error)
+            await self._coordinator.failed.remote(self._name, f"model {model.engine.name} cannot start: {reason}")
+            raise RuntimeError(reason) from error
+
+    async def _start(self, device: str) -> None:
+        await self._coordinator.phase.remote(self._name, self._model.engine.name, "starting")
+        self._shards = self._create_shards(device)
+        # From here on a dead shard ends this process too: callers fail now, and Serve starts the whole replica anew.
+        self._starting = True
+        lifelines = [shard.lifeline.remote() for shard in self._shards]
+        threading.Thread(target=self._die_with, args=(lifelines,), name="lifelines", daemon=True).start()
+        rendezvous = await self._shards[0].rendezvous.remote()
+        await asyncio.gather(*(shard.load.remote(rendezvous) for shard in self._shards))
+        facts = await self._shards[0].serve.remote()
+        self._starting = False
+        log.info("%s serves %s on %s", self._name, self._model.engine.name, facts.device)
+
+    def _create_shards(self, device: str) -> list[ray.actor.ActorHandle]:
+        """Rank i in the i-th bundle, this node's bundles first and those of one node side by side: neighbours talk most."""
+        group = get_current_placement_group()
+        nodes = placement_group_table(group)["bundles_to_node_id"]
+        here = ray.get_runtime_context().get_node_id()
+        bundles = sorted(range(self._model.engine.tp_size), key=lambda i: (nodes[i] != here, nodes[i], i))
+        shards = []
+        for rank, bundle in enumerate(bundles):
+            spec = ShardSpec(self._application, self._name, self._epoch, self._model.engine, device, rank)
+            options = {
+                "num_cpus": self._model.num_cpus_per_shard,
+                "num_gpus": 1 if device == "cuda" else 0,
+                "max_concurrency": 1000,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+            }
+            shards.append(ray.remote(ModelShard).options(**options).remote(spec))
+        return shards
+
+    def _die_with(self, lifelines: list[ray.ObjectRef]) -> None:
+        try:
+            ray.get(lifelines)
+        except Exception as error:
+            log.exception("a shard died")
+            if self._starting:  # say why, since nobody else will
+                reason = f"model {self._model.engine.name} cannot start: a shard died ({type(error).__name__}); see its log"
+                ray.get(self._coordinator.failed.remote(self._name, reason), timeout=ANSWER_S)
+            os._exit(1)
+
+    # ---------------------------------------------------------------- called by Serve
+
+    async def check_health(self) -> None:
+        """Raises when the loop has work but has finished no step for `STUCK_AFTER_S`."""
+        now = time.monotonic()
+        try:
+            steps, idle = await asyncio.wait_for(self._shards[0].vitals.remote(), ANSWER_S)
+        except TimeoutError:
+            steps, idle = self._steps, False
+        if idle or steps != self._steps:
+            self._steps, self._moved_at = steps, now
+        elif now - self._moved_at > STUCK_AFTER_S:
+            log.error("no step has finished for %.0f s; the replica restarts", now - self._moved_at)
+            raise RuntimeError("the engine hangs")
+
+    async def __del__(self) -> None:
+        """Serve stops this replica: nothing new comes in, what runs may finish within `drain_timeout_s`."""
+        if not hasattr(self, "_shards"):
+            return
+        deadline = time.monotonic() + self._model.drain_timeout_s
+        await self._coordinator.draining.remote(self._name, self._epoch)
+        await self._shards[0].drain.remote()
+        while time.monotonic() < deadline:
+            _, idle = await self._shards[0].vitals.remote()
+            if idle:
+                break
+            await asyncio.sleep(DRAIN_POLL_S)
+        await self._coordinator.leave.remote(self._name, self._epoch)

@@ -1,0 +1,242 @@
+"""One tensor-parallel rank of a replica: a Ray actor with one GPU or a share of the CPUs.
+
+Rank 0 runs the engine loop; the others execute its step plans. An async actor: its calls are few and cheap (`lifeline` is a call
+that never returns, so that whoever holds it learns of this process's death within milliseconds), and everything that blocks runs in
+threads. A rank that cannot go on ends its process; its replica follows, and Ray Serve replaces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import ray
+from ray.actor import ActorHandle
+
+from raysgl.actors import coordinator as coordination
+from raysgl.actors.coordinator import ReplicaFacts
+from raysgl.actors.engine_service import EngineService
+from raysgl.actors.limits import max_running, scheduler_config
+from raysgl.actors.step_channel import PlanFollower, PlanPublisher
+from raysgl.actors.transport import Endpoint, KeyPair, Transport
+from raysgl.config import EngineConfig
+from raysgl.messages import KVEvents
+from raysgl.routing import ReplicaInfo, Reply
+
+log = logging.getLogger(__name__)
+
+FOLLOW_TIMEOUT_S = 600.0
+"""The slowest rank may load for so long after the first is ready."""
+ANSWER_S = 5.0
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """What a shard is part of. device: cpu or cuda."""
+
+    application: str
+    replica: str
+    epoch: int
+    engine: EngineConfig
+    device: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of a replica meet: torch's store, and rank 0's step plans."""
+
+    host: str
+    store_port: int = 0
+    plans: tuple[Endpoint, Endpoint] | None = None
+
+
+class ModelShard:
+    """Called by its `EngineReplica` in this order: `rendezvous` (rank 0), `load` (all), `serve` (rank 0)."""
+
+    def __init__(self, spec: ShardSpec):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._spec = spec
+        self._config = spec.engine
+        self._coordinator = coordination.connect(spec.application)
+        self._host = ray.util.get_node_ip_address()
+        self._said: tuple[int, str] | None = None
+        self._transport: Transport | None = None
+        self._store = None
+        self._publisher: PlanPublisher | None = None
+        self._service: EngineService | None = None
+        self._forever = asyncio.Event()
+
+    async def lifeline(self) -> None:
+        """Never returns."""
+        await self._forever.wait()
+
+    async def rendezvous(self) -> Rendezvous:
+        """Rank 0 opens what the other ranks connect to."""
+        await self._open_transport()
+        size = self._config.tp_size
+        if size == 1:
+            return Rendezvous(self._host)
+        from torch.distributed import TCPStore
+
+        self._store = TCPStore(self._host, 0, size, is_master=True, wait_for_workers=False)
+        self._publisher = PlanPublisher(self._transport, size - 1)
+        return Rendezvous(self._host, self._store.port, self._publisher.endpoints)
+
+    async def load(self, rendezvous: Rendezvous) -> None:
+        """Load this rank's part of the model. Returns when it can run steps."""
+        await self._open_transport()
+        await asyncio.to_thread(self._load, rendezvous)
+        if self._spec.rank > 0:
+            follower = PlanFollower(self._transport, self._spec.rank, rendezvous.plans)
+            self._thread(lambda: follower.follow(self._runner.launch), "follower")
+
+    async def serve(self) -> ReplicaFacts:
+        """Rank 0: when all ranks follow, start the loop and tell the coordinator."""
+        return await asyncio.to_thread(self._serve)
+
+    async def drain(self) -> None:
+        """Refuse new requests from now on."""
+        if self._service is not None:
+            self._service.drain()
+
+    async def vitals(self) -> tuple[int, bool]:
+        """See `EngineService.vitals`."""
+        return self._service.vitals() if self._service is not None else (0, True)
+
+    async def stop(self) -> None:
+        """Rank 0: end the loop, and with it the other ranks' following."""
+        if self._service is not None:
+            await asyncio.to_thread(self._service.stop)
+        if self._publisher is not None:
+            self._publisher.close()
+
+    # ---------------------------------------------------------------- what the coordinator is told (from threads)
+
+    def register(self) -> Reply:
+        answer = self._coordinator.register.remote(msgspec.msgpack.encode(self._info), self._handle)
+        return msgspec.msgpack.decode(ray.get(answer, timeout=ANSWER_S), type=Reply)
+
+    def report(self, batch: KVEvents) -> Reply:
+        answer = self._coordinator.report.remote(msgspec.msgpack.encode(batch))
+        return msgspec.msgpack.decode(ray.get(answer, timeout=ANSWER_S), type=Reply)
+
+    def _progress(self, done: float, text: str) -> None:
+        """`raysgl.models.checkpoint.Progress`: how much is done (0 to 1), and of what. Rank 0 speaks for all, about ten times."""
+        tenths = int(done * 10)
+        if (tenths, text) == self._said:
+            return
+        self._said = (tenths, text)
+        log.info("rank %d: %s %d %%", self._spec.rank, text, tenths * 10)
+        if self._spec.rank == 0:
+            shown = f"{text} {tenths * 10} %" if 0 < tenths < 10 else text
+            self._coordinator.phase.remote(self._spec.replica, self._config.name, shown)
+
+    # ---------------------------------------------------------------- inner
+
+    async def _open_transport(self) -> None:
+        if self._transport is None:
+            self._transport = Transport(self._host, KeyPair(*await self._coordinator.client_keys.remote()))
+
+    def _load(self, rendezvous: Rendezvous) -> None:
+        # Imported here, so that the replica and the coordinator, which import this module, stay without torch.
+        import torch
+        from torch.distributed import TCPStore
+
+        from raysgl import distributed, models
+        from raysgl.engine.background import BackgroundRunner
+        from raysgl.engine.runner import ModelRunner
+
+        spec, config = self._spec, self._config
+        if spec.device == "cpu":
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(config.cpu_threads or max(1, cores // config.tp_size))  # Ray set OMP_NUM_THREADS to 1
+        # Ray shows each shard one GPU, so it is always the first.
+        device = torch.device("cuda:0" if spec.device == "cuda" else "cpu")
+        self._progress(0.0, "resolving the model")
+        self._checkpoint = models.resolve(config.model_path, config.revision, config.load_format, progress=self._progress)
+        group = distributed.single()
+        if config.tp_size > 1:
+            self._progress(0.0, "waiting for the other shards")
+            store = self._store or TCPStore(rendezvous.host, rendezvous.store_port, config.tp_size, is_master=False)
+            group = distributed.start(spec.rank, config.tp_size, device, store=store)
+        self._runner = ModelRunner(config, self._checkpoint, spec.rank, group, device, self._progress)
+        if spec.device == "cpu" and spec.rank == 0:
+            self._runner = BackgroundRunner(self._runner)
+        # Weights and modules live as long as the process: the garbage collector need not walk them again.
+        gc.collect()
+        gc.freeze()
+
+    def _serve(self) -> ReplicaFacts:
+        spec, config, hf = self._spec, self._config, self._checkpoint.config()
+        if self._publisher is not None:
+            self._progress(0.0, "waiting for the other shards")
+            self._publisher.wait_for_followers(FOLLOW_TIMEOUT_S)
+        context_length = config.context_length or hf.max_position_embeddings
+        limits = scheduler_config(config, spec.device, self._runner.num_pages, context_length, hf.eos_token_ids)
+        self._service = EngineService(
+            spec.replica,
+            spec.epoch,
+            limits,
+            self._runner,
+            self._transport,
+            coordination=self,
+            fatal=_exit,
+            broadcast=self._publisher.send if self._publisher is not None else None,
+            overlap=not config.disable_overlap_schedule,
+        )
+        facts = ReplicaFacts(
+            device=_device_name(spec.device),
+            tp_size=config.tp_size,
+            max_total_tokens=limits.num_pages * limits.page_size,
+            context_length=context_length,
+            max_running=max_running(config, spec.device),
+            node=self._host,
+        )
+        endpoint = self._service.inbox.endpoint
+        self._handle: ActorHandle = ray.get_runtime_context().current_actor
+        self._info = ReplicaInfo(
+            spec.replica,
+            spec.epoch,
+            config.name,
+            endpoint.address,
+            {"curve": endpoint.public_key, "facts": msgspec.msgpack.encode(facts)},
+            page_size=limits.page_size,
+            max_queued=limits.max_queued,
+        )
+        self.register()
+        self._service.start()
+        return facts
+
+    def _thread(self, target: Callable[[], None], name: str) -> None:
+        def run() -> None:
+            try:
+                target()
+            except BaseException as error:
+                log.exception("%s failed", name)
+                _exit(f"{name} failed: {error!r}")
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def _exit(reason: str) -> None:
+    """The only way out of a broken rank: half a replica must not live on."""
+    log.error("this shard ends: %s", reason)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _device_name(device: str) -> str:
+    if device != "cuda":
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name(0)

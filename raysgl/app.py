@@ -1,0 +1,78 @@
+"""The application: which deployments there are and how they are placed. The only place where they are wired.
+
+serve run serve_configs/llama.yaml        # Ray Serve's own command
+raysgl serve serve_configs/llama.yaml     # ours: shows progress, exits with a reason, drains
+"""
+
+from __future__ import annotations
+
+import re
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from raysgl.actors.ingress import Ingress
+from raysgl.actors.replica import EngineReplica
+from raysgl.config import AppConfig, ModelConfig
+
+HEALTH_PERIOD_S = 1.0
+"""Ray Serve's default of 10 s means 11 s to replace a dead replica; this means 2."""
+HEALTH_TIMEOUT_S = 30.0
+MAX_ONGOING = 1_000_000
+"""Admission is ours (`max_queued_requests`); Serve's default of 5 would throttle requests through its proxy."""
+STOP_MARGIN_S = 5.0
+SMALLEST_CPU = 0.001
+"""A bundle of no resources at all is not allowed."""
+
+
+def build(args: AppConfig) -> Application:
+    """The whole application: an ingress, and one deployment of replicas for each model. `args` is a config file's `args:`."""
+    engines = [_replicas(model, i) for i, model in enumerate(args.models)]
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+        name="Ingress",
+        num_replicas=args.server.num_ingress,
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=args.server.drain_timeout_s + STOP_MARGIN_S,
+        ray_actor_options={"num_cpus": 0},
+    )
+    # Serve deploys what the ingress is bound to; it talks to the engines over its own sockets, not through these handles.
+    return ingress.bind(args, *engines)
+
+
+def _replicas(model: ModelConfig, index: int) -> Application:
+    device = device_of(model)
+    return (
+        serve.deployment(EngineReplica)
+        .options(
+            name=f"Engine-{index}-{re.sub(r'[^A-Za-z0-9_.-]', '-', model.engine.name)}",
+            num_replicas=model.num_replicas,
+            max_ongoing_requests=MAX_ONGOING,
+            health_check_period_s=HEALTH_PERIOD_S,
+            health_check_timeout_s=HEALTH_TIMEOUT_S,
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=model.drain_timeout_s + STOP_MARGIN_S,
+            ray_actor_options={"num_cpus": 0},
+            placement_group_bundles=bundles(model, device),
+            placement_group_strategy=model.placement_strategy,
+        )
+        .bind(model, device)
+    )
+
+
+def device_of(model: ModelConfig) -> str:
+    """`auto` is cuda where the cluster has a GPU."""
+    if model.engine.device != "auto":
+        return model.engine.device
+    return "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+
+
+def bundles(model: ModelConfig, device: str) -> list[dict[str, float]]:
+    """One bundle for each shard of a replica. The replica's own actor lives in the first and takes nothing of it."""
+    bundle = {"CPU": max(model.num_cpus_per_shard, SMALLEST_CPU)}
+    if device == "cuda":
+        bundle["GPU"] = 1
+    return [dict(bundle) for _ in range(model.engine.tp_size)]

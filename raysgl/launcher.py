@@ -1,0 +1,343 @@
+"""`raysgl serve CONFIG`: the same application as `serve run CONFIG`, with what that lacks.
+
+It checks everything before anything starts, says what it is doing while models load, exits non-zero with the reason when they
+cannot be served, and on SIGTERM or SIGINT lets answers finish and stops all it has started. (`serve run` never exits when a
+deployment fails, dies ungracefully on SIGTERM, and cannot be interrupted in the background of a script.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+from raysgl import check
+from raysgl.config import AppConfig
+from raysgl.config_file import ConfigError, load, read
+
+POLL_S = 0.1
+STATUS_EVERY_S = 1.0
+STOP_LIMIT_S = 15.0
+"""How long stopping may take beyond the drain time."""
+OBJECT_STORE_BYTES = 128 * 2**20
+"""A local Ray's shared memory. Nothing large goes through it; the default would reserve 30 % of the machine's memory."""
+LAUNCHER_KEYS = {"name", "route_prefix", "import_path", "args"}
+ANYWHERE = ("0.0.0.0", "::", "")
+
+
+class Failed(Exception):
+    """Cannot serve. The message is for the user."""
+
+
+def serve(config_path: str | Path, host: str | None = None, port: int | None = None) -> int:
+    """Serve a config until SIGTERM or SIGINT. Returns the exit code; problems are on stderr."""
+    signals = _Signals()
+    try:
+        config, deployment = _read(config_path, host, port)
+        return _Launch(config, deployment, signals).run()
+    except (Failed, ConfigError) as problem:
+        print(f"raysgl: {problem}", file=sys.stderr, flush=True)
+        return 1
+    except check.CheckError as problem:
+        for line in problem.problems:
+            print(f"raysgl: {config_path}: {line}", file=sys.stderr, flush=True)
+        return 1
+    except _Stopped as stopped:
+        return 128 + stopped.signum
+
+
+def _read(path: str | Path, host: str | None, port: int | None) -> tuple[AppConfig, dict]:
+    """The config with its overrides, and Serve's part of the file. Raises what is wrong with either, or with the port."""
+    config = load(path)
+    changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    config = config.model_copy(update={"server": config.server.model_copy(update=changes)})
+    document = read(path)
+    application = document.get("applications", [{}])[0]
+    unheard = sorted(set(application) - LAUNCHER_KEYS)
+    if unheard:
+        raise ConfigError(path, [f"applications.0.{key}: raysgl serve does not apply it; use serve run" for key in unheard])
+    from raysgl.actors.http import listening_socket
+
+    try:
+        listening_socket(config.server.host, config.server.port, share=False).close()
+    except OSError as error:
+        raise Failed(str(error)) from None
+    return config, document
+
+
+class _Stopped(Exception):
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+class _Signals:
+    """The first SIGTERM or SIGINT asks for a stop, the second ends the process at once (Ray's processes die with it).
+
+    Handlers are set even where SIGINT was ignored: a shell's background job is to be stoppable like any other.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._event = threading.Event()
+        self.install()
+
+    def install(self) -> None:
+        """Again after `ray.init`, which sets a handler for SIGTERM that prints a stack trace and aborts."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._handle)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether a stop was asked for, within so many seconds."""
+        return self._event.wait(timeout)
+
+    def check(self) -> None:
+        if self.received:
+            raise _Stopped(self.received)
+
+    def _handle(self, signum: int, frame: object) -> None:
+        if self.received:
+            os._exit(128 + signum)
+        self.received = signum
+        self._event.set()
+
+
+class _Launch:
+    """One life of an application."""
+
+    def __init__(self, config: AppConfig, document: dict, signals: _Signals):
+        self._config, self._document, self._signals = config, document, signals
+        self._application = document.get("applications", [{}])[0].get("name", "raysgl")
+        self._address = os.environ.get("RAY_ADDRESS") or "local"
+        self._display = _Display()
+        self._deployed = False
+
+    def run(self) -> int:
+        started = time.monotonic()
+        try:
+            with self._display:
+                if self._address == "local":
+                    self._display.say("checking the model")
+                    check.plan(self._config)
+                self._signals.check()
+                self._start_ray()
+                self._signals.check()
+                self._deploy()
+                serving = self._wait_until_ready()
+            print(_ready_block(self._config, serving, time.monotonic() - started), flush=True)
+            return self._watch()
+        finally:
+            self._stop()
+
+    # ---------------------------------------------------------------- up
+
+    def _start_ray(self) -> None:
+        self._display.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
+        # Ray reads these when it is imported and when its processes start.
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+        import ray
+
+        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        # "local" is a new cluster whatever a crashed one left in /tmp/ray. CPUs are only counted, so count enough of them.
+        asked = sum(m.num_replicas * m.engine.tp_size * m.num_cpus_per_shard for m in self._config.models)
+        local = {
+            "num_cpus": max(os.cpu_count() or 1, int(asked) + 1),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+        try:
+            ray.init(address=self._address, **quiet, **(local if self._address == "local" else {}))
+        except Exception as error:
+            raise Failed(f"Ray does not start: {_first_line(error)}") from error
+        finally:
+            self._signals.install()
+
+    def _deploy(self) -> None:
+        import ray
+        from ray import serve as ray_serve
+
+        from raysgl.actors import coordinator
+        from raysgl.app import build, device_of
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        self._refuse_what_does_not_fit([device_of(model) for model in self._config.models], ray.cluster_resources())
+        document = self._document
+        ray_serve.start(
+            proxy_location=document.get("proxy_location", "Disabled"),
+            http_options=document.get("http_options"),
+            logging_config=document.get("logging_config", {"log_level": "WARNING", "enable_access_log": False}),
+        )
+        self._coordinator = coordinator.connect(self._application)
+        self._deployed = True
+        prefix = document.get("applications", [{}])[0].get("route_prefix", "/")
+        target = ray_serve.RunTarget(build(self._config), name=self._application, route_prefix=prefix)
+        ray_serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+    def _refuse_what_does_not_fit(self, devices: list[str], resources: dict[str, float]) -> None:
+        """Only on a machine of our own: a cluster may grow."""
+        needed = sum(
+            model.num_replicas * model.engine.tp_size for model, device in zip(self._config.models, devices) if device == "cuda"
+        )
+        if self._address == "local" and needed > resources.get("GPU", 0):
+            raise Failed(f"the config needs {needed} GPUs, but this machine has {int(resources.get('GPU', 0))}")
+
+    def _wait_until_ready(self) -> dict[str, list]:
+        """Show what the replicas do until all of them serve and the ingress answers."""
+        import ray
+        from ray import serve as ray_serve
+
+        wanted = {model.engine.name: model.num_replicas for model in self._config.models}
+        next_status = 0.0
+        while True:
+            self._signals.wait(POLL_S)
+            self._signals.check()
+            try:
+                status = _status(ray.get(self._coordinator.status.remote(), timeout=10))
+            except ray.exceptions.RayError:
+                continue
+            if status.failures:
+                raise Failed("; ".join(dict.fromkeys(status.failures.values())))
+            served = {name: len(status.serving.get(name, ())) for name in wanted}
+            if all(served[name] >= count for name, count in wanted.items()) and self._answers():
+                return status.serving
+            self._display.say(_progress(status, served, wanted))
+            if time.monotonic() > next_status:
+                next_status = time.monotonic() + STATUS_EVERY_S
+                application = ray_serve.status().applications.get(self._application)
+                if application is not None and application.status == "DEPLOY_FAILED":
+                    raise Failed(_first_line(application.message))
+
+    def _answers(self) -> bool:
+        server = self._config.server
+        connection = http.client.HTTPConnection(_reachable(server.host), server.port, timeout=2)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    # ---------------------------------------------------------------- running, and down
+
+    def _watch(self) -> int:
+        """Until a signal comes. Ray Serve replaces what dies; only Ray's own death ends us."""
+        import ray
+
+        while not self._signals.wait(STATUS_EVERY_S):
+            if not ray.is_initialized():
+                raise Failed("Ray has stopped")
+        return 0
+
+    def _stop(self) -> None:
+        if "ray" not in sys.modules:
+            return
+        import ray
+
+        if not ray.is_initialized():
+            return
+        if self._deployed:
+            drain = max([self._config.server.drain_timeout_s, *(model.drain_timeout_s for model in self._config.models)])
+            print("raysgl: stopping; answers under way may finish (once more: at once)", file=sys.stderr, flush=True)
+            stopper = threading.Thread(target=self._stop_application, daemon=True)
+            stopper.start()
+            stopper.join(drain + STOP_LIMIT_S)
+        ray.shutdown()
+
+    def _stop_application(self) -> None:
+        from ray import serve as ray_serve
+
+        from raysgl.actors import coordinator
+
+        with contextlib.suppress(Exception):
+            ray_serve.delete(self._application, _blocking=False)
+            while self._application in ray_serve.status().applications:
+                time.sleep(POLL_S)
+        with contextlib.suppress(Exception):
+            coordinator.kill(self._application)
+        # A Ray of our own ends with us, and Serve with it; somebody else's keeps Serve where others use it.
+        with contextlib.suppress(Exception):
+            if self._address != "local" and not ray_serve.status().applications:
+                ray_serve.shutdown()
+
+
+class _Display:
+    """One line that changes, on a terminal; a line for every change elsewhere."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._status = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("")
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def say(self, text: str) -> None:
+        if not text or text == self._last:
+            return
+        self._last = text
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            print(f"raysgl: {text}", file=sys.stderr, flush=True)
+
+
+def _status(data: bytes):
+    import msgspec
+
+    from raysgl.actors.coordinator import Status
+
+    return msgspec.msgpack.decode(data, type=Status)
+
+
+def _progress(status, served: dict[str, int], wanted: dict[str, int]) -> str:
+    phases = sorted({f"{phase.model}: {phase.text}" for phase in status.starting.values()})
+    if phases:
+        return "; ".join(phases)
+    missing = [f"{name}: {served[name]} of {count} replicas" for name, count in wanted.items() if served[name] < count]
+    return "; ".join(missing) or "starting the HTTP server"
+
+
+def _ready_block(config: AppConfig, serving: dict[str, list], seconds: float) -> str:
+    """What a user needs to begin: URL, models, and a line to paste."""
+    url = f"http://{_reachable(config.server.host)}:{config.server.port}"
+    lines = [f"raysgl is ready after {seconds:.1f} s", f"  URL      {url}/v1"]
+    for model in config.models:
+        replicas = serving[model.engine.name]
+        facts = replicas[0]
+        shards = f" x {facts.tp_size} shards" if facts.tp_size > 1 else ""
+        count = f"{len(replicas)} replicas, each " if len(replicas) > 1 else ""
+        lines += [
+            f"  model    {model.engine.name}",
+            f"  device   {count}{facts.device}{shards}",
+            f"  KV       {facts.max_total_tokens:,} tokens{' a replica' if len(replicas) > 1 else ''}",
+        ]
+    body = {"model": config.models[0].engine.name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    lines += ["", f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'", ""]
+    return "\n".join(lines)
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ANYWHERE else host
+
+
+def _first_line(error: object) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
