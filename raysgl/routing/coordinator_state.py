@@ -1,8 +1,8 @@
 """The coordinator without its actor: who serves what, what is cached where, and a numbered log of it for the mirrors.
 
 All of it is soft. A coordinator that starts again begins a new epoch, knows nobody, answers `register` to whoever reports, and is
-whole again once all replicas have registered and sent a snapshot. Until `settle_s` after its start it says that it is not
-settled, so that mirrors keep what they know meanwhile.
+whole again once all replicas have registered and sent a snapshot. Until `settle_s` after its start it
+tells mirrors that knew an earlier epoch nothing, so that they keep what they know meanwhile.
 """
 
 from __future__ import annotations
@@ -144,17 +144,16 @@ class CoordinatorState:
         The whole state if it is of another epoch, too far behind, or new (version -1). But while this coordinator has not
         settled, a mirror of another epoch gets nothing: it knows more.
         """
-        settled = now >= self._settled_at
-        if epoch != self.epoch and version >= 0 and not settled:
-            return Updates(self.epoch, version, version, settled)
+        if epoch != self.epoch and version >= 0 and now < self._settled_at:
+            return Updates(self.epoch, version, version)
         behind = self.version - version
         if epoch != self.epoch or version < 0 or not 0 <= behind <= len(self._log):
-            return Updates(self.epoch, version, self.version, settled, views=self._views())
+            return Updates(self.epoch, version, self.version, views=self._views())
         first = len(self._log) - behind
         count = min(behind, max_deltas)
         # Islice of a deque walks from its left end; the news is at the right one.
         deltas = [self._log[i][0] for i in range(first, first + count)]
-        return Updates(self.epoch, version, version + count, settled, deltas)
+        return Updates(self.epoch, version, version + count, deltas)
 
     def has_news(self, epoch: int, version: int, now: float) -> bool:
         """Whether `updates_since` would bring a mirror anything; for long polls."""

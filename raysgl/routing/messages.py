@@ -109,15 +109,11 @@ class ModelView(msgspec.Struct, array_like=True):
 
 
 class Updates(msgspec.Struct, array_like=True):
-    """The answer to a mirror. Either `deltas`, numbered since + 1 .. version, or (`views` not None) the whole state at `version`.
-
-    settled is False for a while after the coordinator started, while replicas that lived before it may not have come back.
-    """
+    """The answer to a mirror. Either `deltas`, numbered since + 1 .. version, or (`views` not None) the whole state at `version`."""
 
     coordinator_epoch: int
     since: int
     version: int
-    settled: bool
     deltas: list[Delta] = []
     views: list[ModelView] | None = None
 

@@ -58,12 +58,10 @@ class Mirror:
         return float("inf") if self.updated_at is None else now - self.updated_at
 
     def apply(self, updates: Updates, now: float) -> bool:
-        """Take the coordinator's answer. False if it does not fit (a lost or repeated answer, or a coordinator that is not yet
-        settled): nothing has changed then, and asking since `cursor` again is right.
+        """Take the coordinator's answer. False if it does not fit (a lost or repeated answer, or a coordinator that began again
+        and has nothing to tell yet): nothing has changed then, and asking since `cursor` again, a little later, is right.
         """
         if updates.views is not None:
-            if not updates.settled and self._version >= 0 and updates.coordinator_epoch != self._epoch:
-                return False
             self._adopt(updates.views, now)
             self._epoch = updates.coordinator_epoch
         elif (updates.coordinator_epoch, updates.since) != self.cursor:

@@ -141,7 +141,6 @@ class Router:
         self._replicas: dict[str, _Replica] = {}
         self._flights: dict[int, Flight] = {}
         self._tickets = itertools.count(1)
-        self._default_rate = DEFAULT_PREFILL_RATE
         self._random = random.Random(seed)
 
     # ------------------------------------------------------------------ what is known
@@ -180,9 +179,6 @@ class Router:
         """A load report. Where it came together with tokens, tell of those first (`first_token`, `finish`)."""
         if self.epoch(replica) == epoch:
             self._replicas[replica].book.report(load, now)
-            # For replicas that have not measured theirs: the mean of the others'.
-            rates = [rate for r in self._replicas.values() if (rate := r.book.load.prefill_rate)]
-            self._default_rate = sum(rates) / len(rates) if rates else DEFAULT_PREFILL_RATE
 
     def routed(self, replica: str, epoch: int, tokens: int, hashes: list[int], now: float) -> None:
         """Another ingress sent a request to a replica."""
@@ -211,7 +207,7 @@ class Router:
     def adopt(self, previous: Router) -> None:
         """Take over from a router that this one replaces: its tickets, and the loads and optimistic pages of the lives both know."""
         self._flights, self._tickets = previous._flights, previous._tickets
-        self.optimistic, self._default_rate = previous.optimistic, previous._default_rate
+        self.optimistic = previous.optimistic
         for name, known in previous._replicas.items():
             if self.epoch(name) == known.info.epoch:
                 self._replicas[name].book = known.book
@@ -224,7 +220,8 @@ class Router:
     def choose(self, requests: Iterable[RouteRequest], now: float) -> list[Decision | Refusal]:
         """Place requests that arrived together, in order. Each one placed counts when the next is."""
         self.optimistic.expire(now)
-        return [self._choose(request, now) for request in requests]
+        default_rate = self._default_rate()
+        return [self._choose(request, default_rate, now) for request in requests]
 
     def first_token(self, ticket: int, now: float) -> None:
         """The first token of a request has come: its prompt is computed."""
@@ -241,10 +238,14 @@ class Router:
                 self.optimistic.settle(flight.replica, flight.hashes, now)
             flight.book.finished(flight)
 
-    def _choose(self, request: RouteRequest, now: float) -> Decision | Refusal:
+    def _default_rate(self) -> float:
+        """Prefill rate of replicas that have not measured theirs: the mean of the others'."""
+        rates = [rate for replica in self._replicas.values() if (rate := replica.book.load.prefill_rate)]
+        return sum(rates) / len(rates) if rates else DEFAULT_PREFILL_RATE
+
+    def _choose(self, request: RouteRequest, default_rate: float, now: float) -> Decision | Refusal:
         cached = self.index.match(request.hashes)
         hits = self.optimistic.extend(request.hashes, cached)
-        default_rate = self._default_rate
         exclude = request.exclude
         able = False
         costs: list[tuple[float, _Replica]] = []
@@ -266,7 +267,7 @@ class Router:
             costs.append((cost, replica))
             best = min(best, cost)
         if not costs:
-            return Refusal("full", self._retry_after(exclude)) if able else Refusal("none", 1.0)
+            return Refusal("full", self._retry_after(exclude, default_rate)) if able else Refusal("none", 1.0)
         limit = best + (SESSION_SLACK_S if request.session else TIE_S)
         equal = [pair for pair in costs if pair[0] <= limit]
         if request.session:
@@ -286,10 +287,10 @@ class Router:
         self._flights[ticket] = replica.book.sent(now, tokens, request.sequences, new_hashes)
         return Decision(info.replica, info.epoch, hit, cost, ticket, tokens, new_hashes)
 
-    def _retry_after(self, exclude: frozenset[str]) -> float:
+    def _retry_after(self, exclude: frozenset[str], default_rate: float) -> float:
         """When half of the shortest queue will have been worked off, in seconds, within reason."""
         able = [r for name, r in self._replicas.items() if not r.info.draining and name not in exclude]
-        shortest = min(replica.queue_seconds(self._default_rate) for replica in able)
+        shortest = min(replica.queue_seconds(default_rate) for replica in able)
         return min(60.0, max(1.0, shortest / 2))
 
     def _forget(self, replica: str) -> None:

@@ -95,6 +95,7 @@ def test_lives(coordinator):
     coordinator.leave("a", 1)
     assert [i.epoch for i in coordinator.replicas("m")] == [1, 2]
     coordinator.leave("a", 2)
+    assert coordinator.apply_events(stored("a", 0, 7, epoch=2), 1.0).action == "dead"
     assert coordinator.register(info("a", epoch=2), 1.0).action == "dead"
     assert coordinator.register(info("a", epoch=3), 1.0).action == "none"
     coordinator.leave("d", 5)  # before its registration has come

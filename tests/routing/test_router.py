@@ -120,6 +120,10 @@ def test_a_report_replaces_what_it_includes_and_no_more():
     assert book.queued_tokens == 160
     router.load(early.replica, 1, load(running=1), 5.0)
     assert late.absorbed and book.queued_tokens == 0
+    begun = book.sent(6.0, 160, 1, [])
+    book.first_token(begun)
+    router.load(early.replica, 1, load(running=1), 6.001)  # made before, again: it runs beside the one reported
+    assert book.occupancy() == (2, 0) and book.queued_tokens == 0
 
 
 def test_an_older_report_is_ignored():
@@ -156,6 +160,7 @@ def test_optimistic_pages_are_confirmed_or_expire():
     router.events(KVEvents(where, 1, 0, [PagesStored(0, list(range(30)))]), 0.5)
     assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 50}
     router.first_token(first.ticket, 1.0)
+    assert len(router.optimistic) == 20  # what was confirmed does not come back
     router.choose([], 2.9)
     assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 50}
     router.choose([], 3.1)
