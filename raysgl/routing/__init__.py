@@ -1,7 +1,7 @@
 """Where a request should go: the global prefix index, the cost model, and the state that coordinator and ingresses share.
 
-Pure Python; imports `raysgl.cache.hashing`, `raysgl.messages` and numpy at most, neither ray nor torch. `raysgl.actors` wraps
-`CoordinatorState` in an actor and gives every ingress a `Mirror`.
+Pure Python over `raysgl.messages`; imports neither ray nor torch. `raysgl.actors` wraps `CoordinatorState` in an actor and gives
+every ingress a `Mirror`.
 """
 
 from raysgl.routing.coordinator_state import CoordinatorState

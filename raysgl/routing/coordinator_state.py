@@ -1,8 +1,8 @@
 """The coordinator without its actor: who serves what, what is cached where, and a numbered log of it for the mirrors.
 
 All of it is soft. A coordinator that starts again begins a new epoch, knows nobody, answers `register` to whoever reports, and is
-whole again once all replicas have registered and sent a snapshot. Until `settle_s` after its start it
-tells mirrors that knew an earlier epoch nothing, so that they keep what they know meanwhile.
+whole again once all replicas have registered and sent a snapshot. Until `settle_s` after its start it tells mirrors that knew an
+earlier epoch nothing, so that they keep what they know meanwhile.
 """
 
 from __future__ import annotations
