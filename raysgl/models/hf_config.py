@@ -110,8 +110,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def parse(config: dict[str, Any], generation: dict[str, Any] | None = None) -> HFConfig:
-    """Raises `ModelError` for architectures, activations and rope scalings that are not supported."""
+    """Raises `ModelError` for architectures, quantisations, activations and rope scalings that are not supported."""
     architecture = _architecture(config)
+    quantised = config.get("quantization_config")
+    if quantised:
+        raise ModelError(f"the model is quantised with {quantised.get('quant_method')}, which raysgl does not support")
     try:
         heads = config["num_attention_heads"]
         layers = config["num_hidden_layers"]

@@ -35,7 +35,10 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "llama-yarn-rope": ("llama", {"rope_parameters": YARN_ROPE}),
     "mistral": ("mistral", {"sliding_window": 40, "num_hidden_layers": 3}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1, "num_hidden_layers": 3}),
+    "qwen2-windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1, "num_hidden_layers": 3},
+    ),
     "qwen3": ("qwen3", {"head_dim": 32}),
 }
 PROMPT = [random.Random(1).randrange(3, 256) for _ in range(90)]
@@ -49,11 +52,15 @@ class Reference:
     def __init__(self, folder: Path, prompt: list[int]):
         import transformers
 
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         with torch.inference_mode():
             ids = torch.tensor([prompt])
             self.logits_TV = model(ids).logits[0]
-            out = model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+            out = model.generate(
+                ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
         self.tokens = out[0, len(prompt) :].tolist()
 
 
