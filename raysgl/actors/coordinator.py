@@ -147,6 +147,14 @@ class CacheCoordinator:
             serving.setdefault(info.model, []).append(facts_of(info))
         return msgspec.msgpack.encode(Status(self._starting, self._failures, serving))
 
+    async def loads(self) -> dict[str, dict[str, dict[str, float]]]:
+        """model -> replica -> `Load`, as plain dicts: for tools."""
+        self._called()
+        loads = self._state.loads()
+        return {
+            model: {name: msgspec.structs.asdict(load) for name, load in replicas.items()} for model, replicas in loads.items()
+        }
+
     # ---------------------------------------------------------------- inner
 
     def _answer(self, reply: Reply) -> bytes:

@@ -41,6 +41,8 @@ HELLO_EVERY_S = 5.0
 """How often an ingress says that it is there."""
 SILENCE_S = 45.0
 """An ingress that has not said so for this long is gone too, even if there was nothing to send to it."""
+LAST_WORDS_MS = 500
+"""How long what was sent last may still leave the process."""
 FORGOTTEN = -1
 """The step number of a `StepOutput` without outputs: tells an ingress that was taken for gone that its requests were aborted."""
 
@@ -94,7 +96,7 @@ class EngineOutbox:
             except Exception:
                 log.exception("outbox: a message could not be sent")
         for peer in self._peers.values():
-            peer.socket.close(0)
+            peer.socket.close(LAST_WORDS_MS)
 
     def _handle(self, item) -> None:
         if isinstance(item, Hello):

@@ -119,4 +119,5 @@ class EngineReplica:
             if idle:
                 break
             await asyncio.sleep(DRAIN_POLL_S)
+        await self._shards[0].stop.remote()
         await self._coordinator.leave.remote(self._name, self._epoch)

@@ -1,0 +1,231 @@
+"""A real local Ray, started once, and applications on it that serve a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def served_checkpoint(tiny_checkpoint, tmp_path_factory):
+    """A tiny Llama with a byte-level tokenizer and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("served") / "tiny-llama"
+    shutil.copytree(tiny_checkpoint("llama", max_position_embeddings=2048), folder)
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(characters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """Ray and Serve's proxy on a port of its own, for everything in this folder."""
+    import ray
+    from ray import serve
+
+    ray.init(
+        address="local",
+        num_cpus=16,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+    )
+    port = free_port()
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    yield port
+    serve.shutdown()
+    ray.shutdown()
+
+
+class App:
+    """A running application: how to talk to it, and what processes it consists of."""
+
+    def __init__(self, name: str, port: int, proxy_url: str):
+        self.name, self.url, self.proxy_url = name, f"http://127.0.0.1:{port}", proxy_url
+
+    def get(self, path: str, timeout: float = 10):
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def post(self, path: str, body: dict, url: str | None = None, timeout: float = 60) -> dict:
+        request = urllib.request.Request(
+            (url or self.url) + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return json.loads(answer.read())
+
+    def complete(self, prompt, max_tokens=16, url=None, **settings) -> dict:
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **settings}
+        return self.post("/v1/completions", body, url)
+
+    def stream(self, prompt, max_tokens=16, url=None, **settings) -> Stream:
+        return Stream((url or self.url) + "/v1/completions", prompt, max_tokens, settings)
+
+    def wait_ready(self, seconds: float = 90) -> None:
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            try:
+                if self.get("/ready", 2)[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("the application is not ready")
+
+    def status(self):
+        import msgspec
+        import ray
+
+        from raysgl.actors import coordinator
+
+        return msgspec.msgpack.decode(ray.get(coordinator.connect(self.name).status.remote()), type=coordinator.Status)
+
+    def wait_serving(self, replicas: int, seconds: float = 90) -> None:
+        """Until the coordinator knows so many replicas."""
+        limit = time.monotonic() + seconds
+        while len(self.status().serving.get("tiny", ())) != replicas:
+            assert time.monotonic() < limit, self.status()
+            time.sleep(0.05)
+        self.wait_ready()
+
+    def idle(self, seconds: float = 10) -> bool:
+        """Whether the engines come to rest within so many seconds."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if self.running() == 0:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def running(self) -> int:
+        """Sequences that the replicas say are running."""
+        import ray
+
+        from raysgl.actors import coordinator
+
+        handle = coordinator.connect(self.name)
+        loads = ray.get(handle.loads.remote())
+        return sum(load["running"] + load["waiting"] for replicas in loads.values() for load in replicas.values())
+
+
+class Stream:
+    """An SSE stream read step by step."""
+
+    def __init__(self, url, prompt, max_tokens, settings):
+        body = {
+            "model": "tiny",
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            **settings,
+        }
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST")
+        self.answer = urllib.request.urlopen(request, timeout=60)
+        self.texts: dict[int, str] = {}
+        self.finish: dict[int, str] = {}
+        self.chunks = 0
+
+    def read(self, chunks: int | None = None) -> Stream:
+        """So many chunks more, or to the end."""
+        stop_at = None if chunks is None else self.chunks + chunks
+        while stop_at is None or self.chunks < stop_at:
+            line = self.answer.readline().decode().strip()
+            if line == "data: [DONE]":
+                return self
+            if not line.startswith("data: "):
+                assert line == "", f"the stream ended in its middle: {line!r}"
+                assert not self.answer.isclosed(), "the stream was cut"
+                continue
+            self.chunks += 1
+            event = json.loads(line[6:])
+            assert "error" not in event, event
+            for choice in event["choices"]:
+                index = choice["index"]
+                self.texts[index] = self.texts.get(index, "") + choice["text"]
+                if choice["finish_reason"]:
+                    self.finish[index] = choice["finish_reason"]
+        return self
+
+    def close(self) -> None:
+        self.answer.close()
+
+
+@pytest.fixture(scope="module")
+def launch(local_ray, served_checkpoint):
+    """launch(name, engine settings, model settings, server settings) -> `App`; deleted at the end of the module."""
+    from ray import serve
+
+    from raysgl.actors import coordinator
+    from raysgl.app import build
+    from raysgl.config import AppConfig
+
+    names = []
+
+    def make(name: str, engine: dict | None = None, model: dict | None = None, server: dict | None = None) -> App:
+        port = free_port()
+        settings = {
+            "model_path": str(served_checkpoint),
+            "served_model_name": "tiny",
+            "device": "cpu",
+            "max_total_tokens": 8192,
+            "cpu_threads": 1,
+            **(engine or {}),
+        }
+        config = AppConfig.model_validate(
+            {
+                "server": {"port": port, "drain_timeout_s": 20, **(server or {})},
+                "models": [{"engine": settings, "num_cpus_per_shard": 0.1, "drain_timeout_s": 20, **(model or {})}],
+            }
+        )
+        names.append(name)
+        serve.run(build(config), name=name, route_prefix=f"/{name}")
+        app = App(name, port, f"http://127.0.0.1:{local_ray}/{name}")
+        app.wait_ready()
+        return app
+
+    yield make
+    for name in names:
+        serve.delete(name)
+        coordinator.kill(name)
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Ray workers of this test run whose process title begins so."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if command and command[0].startswith(title) and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found

@@ -1,0 +1,127 @@
+"""The whole stack on a real local Ray: two replicas of a tiny model behind one ingress, and what happens when parts of it die."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from tests.actors.conftest import processes
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def app(launch):
+    app = launch("pair", model={"num_replicas": 2})
+    app.wait_serving(2)
+    return app
+
+
+def prompt(first: int, length: int = 40) -> list[int]:
+    return [(first * 31 + i * 7) % 200 + 3 for i in range(length)]
+
+
+def test_chat_through_both_doors(app):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 12, "temperature": 0}
+    direct = app.post("/v1/chat/completions", body)
+    through_serve = app.post("/v1/chat/completions", body, url=app.proxy_url)
+    assert direct["usage"]["completion_tokens"] >= 1
+    assert direct["choices"][0]["message"] == through_serve["choices"][0]["message"]
+
+
+def test_streaming_through_both_doors(app):
+    whole = app.complete(prompt(1), 24)["choices"][0]["text"]
+    assert app.stream(prompt(1), 24).read().texts == {0: whole}
+    assert app.stream(prompt(1), 24, url=app.proxy_url).read().texts == {0: whole}
+
+
+def test_the_ingress_imports_no_torch(app):
+    (ingress,) = processes("ray::ServeReplica:pair:Ingress")
+    assert not [m.path for m in ingress.memory_maps() if "libtorch" in m.path]
+
+
+def test_a_long_prefix_is_found_again_whichever_replica_has_it(app):
+    shared = prompt(2, 1200)
+    app.complete(shared, 4)
+    time.sleep(0.3)
+    for i in range(4):
+        usage = app.complete([*shared, i + 3, i + 4], 4)["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 1200
+
+
+def test_a_client_that_goes_away_frees_its_pages(app):
+    stream = app.stream(prompt(3), 1900)
+    stream.read(5)
+    assert app.running() >= 0
+    stream.close()
+    assert app.idle()
+    holder = threading.Thread(target=lambda: _give_up(app))
+    holder.start()
+    holder.join()
+    assert app.idle()
+
+
+def _give_up(app):
+    try:
+        app.post(
+            "/v1/completions",
+            {"model": "tiny", "prompt": prompt(4), "max_tokens": 1900, "ignore_eos": True, "temperature": 0},
+            timeout=0.3,
+        )
+    except OSError:
+        return
+    raise AssertionError("1,900 tokens in 0.3 s")
+
+
+def test_a_shard_killed_mid_stream_is_not_noticed(app):
+    whole = [app.complete(prompt(5 + i), 600)["choices"][0]["text"] for i in range(4)]
+    streams = [app.stream(prompt(5 + i), 600) for i in range(4)]
+    for stream in streams:
+        stream.read(10)
+    processes("ray::ModelShard")[0].kill()
+    assert [stream.read().texts[0] for stream in streams] == whole
+    app.wait_serving(2)
+
+
+def test_all_shards_killed_mid_stream_is_a_pause(app):
+    whole = app.complete(prompt(9), 600)["choices"][0]["text"]
+    stream = app.stream(prompt(9), 600)
+    stream.read(10)
+    for shard in processes("ray::ModelShard"):
+        shard.kill()
+    assert stream.read().texts[0] == whole
+    app.wait_serving(2)
+
+
+def test_serving_goes_on_without_the_coordinator_and_it_recovers(app):
+    stream = app.stream(prompt(10), 400)
+    stream.read(2)
+    (coordinator,) = processes("ray::CacheCoordinator")
+    coordinator.kill()
+    assert app.complete(prompt(11), 8)["usage"]["completion_tokens"] == 8
+    stream.read()
+    assert stream.finish == {0: "length"}
+    app.wait_serving(2)
+    shared = prompt(12, 1200)
+    app.complete(shared, 4)
+    time.sleep(0.3)
+    assert app.complete([*shared, 9], 4)["usage"]["prompt_tokens_details"]["cached_tokens"] == 1200
+
+
+def test_n_continuations_and_logprobs(app):
+    answer = app.complete(prompt(13), 6, n=3, temperature=1.0, seed=4, logprobs=2)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert len({choice["text"] for choice in answer["choices"]}) > 1
+
+
+def test_deleting_the_application_lets_streams_finish(app):
+    """Last: it takes the application down."""
+    from ray import serve
+
+    whole = app.complete(prompt(14), 1200)["choices"][0]["text"]
+    stream = app.stream(prompt(14), 1200)
+    stream.read(3)
+    serve.delete("pair", _blocking=False)
+    assert stream.read().texts[0] == whole
