@@ -18,7 +18,7 @@ EXTRAS := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),[cuda])
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve check chat test lint format bench-serve bench-cpu bench-startup bench-stream clean
+.PHONY: help serve check chat test lint docs format bench-serve bench-cpu bench-startup bench-stream clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lint: $(VENV)/.dev ## ruff, mypy on the typed core, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.dev ## write docs/configuration.md from raysgl/config.py
+	$(BIN)/python docs/make_configuration.py > docs/configuration.md
 
 format: $(VENV)/.dev ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .

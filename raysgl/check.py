@@ -87,7 +87,7 @@ def _plan_model(model: ModelConfig, machine: Machine) -> ModelPlan:
     hf = resolve(engine.model_path, engine.revision, engine.load_format, weights=False).config()
     hf.check_tp(engine.tp_size)
     device = engine.device if engine.device != "auto" else "cuda" if machine.gpu_memory else "cpu"
-    dtype = engine.dtype
+    dtype: str = engine.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else hf.dtype if hf.dtype in BYTES else "bfloat16"
     tokens = engine.max_total_tokens

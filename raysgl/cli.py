@@ -41,9 +41,9 @@ def _root(
 @app.command()
 def serve(config: ConfigPath, host: Host = None, port: Port = None) -> None:
     """Start the models of a config and serve them until Ctrl-C or SIGTERM, then drain and stop."""
-    from raysgl import launcher
+    from raysgl.launcher import serve as launch
 
-    raise typer.Exit(launcher.serve(config, host=host, port=port))
+    raise typer.Exit(launch(config, host=host, port=port))
 
 
 @app.command()

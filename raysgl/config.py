@@ -38,16 +38,16 @@ class EngineConfig(Settings):
         "model", description="model: defaults from generation_config.json; openai: the API's"
     )
 
-    device: Device = "auto"
+    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU, else cpu")
     tp_size: int = Field(1, ge=1, description="tensor parallel shards of one replica")
     cpu_threads: int | None = Field(None, ge=1, description="torch threads of a shard on cpu; default: cores / tp_size")
-    attention_backend: Literal["auto", "torch"] = "auto"
+    attention_backend: Literal["auto", "torch"] = Field("auto", description="auto: by device and what is installed")
     random_seed: int = Field(0, description="of dummy weights")
 
     page_size: int = Field(16, ge=1, description="tokens in a KV page")
     mem_fraction_static: float | None = Field(None, gt=0, lt=1, description="share of device memory for weights and KV")
     max_total_tokens: int | None = Field(None, ge=1, description="size of the KV pool in tokens; default: what memory allows")
-    disable_radix_cache: bool = False
+    disable_radix_cache: bool = Field(False, description="compute every prompt from its first token")
 
     max_running_requests: int | None = Field(
         None, ge=1, description="sequences that run at a time; default 256 on cuda, 64 on cpu"
@@ -60,7 +60,7 @@ class EngineConfig(Settings):
     )
     schedule_policy: Literal["fcfs", "lpm"] = Field("fcfs", description="lpm: longest prefix match first")
     schedule_conservativeness: float = Field(1.0, gt=0, description="scales the expected output length at admission")
-    disable_overlap_schedule: bool = False
+    disable_overlap_schedule: bool = Field(False, description="plan a step only when the one before is over")
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:
@@ -91,8 +91,8 @@ class EngineConfig(Settings):
 class ModelConfig(Settings):
     """One model: its engine, and how many replicas of it run where."""
 
-    engine: EngineConfig
-    num_replicas: int = Field(1, ge=1)
+    engine: EngineConfig = Field(description="see EngineConfig")
+    num_replicas: int = Field(1, ge=1, description="engines with this model; each has tp_size shards")
     placement_strategy: Literal["STRICT_PACK", "PACK"] = Field(
         "STRICT_PACK", description="of a replica's shards; PACK lets them spread over nodes"
     )
@@ -103,19 +103,19 @@ class ModelConfig(Settings):
 class ServerConfig(Settings):
     """The HTTP side."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(30000, ge=1, le=65535)
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all")
+    port: int = Field(30000, ge=1, le=65535, description="of the HTTP API")
     num_ingress: int = Field(1, ge=1, description="ingress replicas; those of one node share the port")
-    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies get a 413")
     drain_timeout_s: float = Field(10.0, ge=0, description="how long a stopping ingress lets its answers finish")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the ingresses' own log")
 
 
 class AppConfig(Settings):
     """The `args:` of a serve config file."""
 
-    server: ServerConfig = Field(default_factory=ServerConfig)
-    models: list[ModelConfig] = Field(min_length=1)
+    server: ServerConfig = Field(default_factory=lambda: ServerConfig(), description="the HTTP side")
+    models: list[ModelConfig] = Field(min_length=1, description="what is served; clients choose by name")
 
     @model_validator(mode="after")
     def _unique_names(self) -> AppConfig:

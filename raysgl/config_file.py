@@ -115,8 +115,10 @@ def _application_args(path: str | Path, document: dict) -> dict:
     """The `args:` of the one application. Raises `ConfigError` for anything that Serve would ignore or fail on later."""
     problems = _unknown_keys(document, "", "")
     for group in ("http_options", "grpc_options", "logging_config"):
-        problems += _unknown_keys(document.get(group) or {}, group, f"{group}.")
-    if (document.get("http_options") or {}).get("request_timeout_s") is not None:
+        if document.get(group) is not None:
+            problems += _unknown_keys(document[group], group, f"{group}.")
+    http_options = document.get("http_options")
+    if isinstance(http_options, dict) and http_options.get("request_timeout_s") is not None:
         problems.append("http_options.request_timeout_s: cuts streams that are still running; leave it out")
     applications = document.get("applications")
     if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):

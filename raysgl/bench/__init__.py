@@ -6,7 +6,7 @@
     load.py      many streams at a time, and their latencies in numbers
     server.py    starts and stops `raysgl serve`
     baseline.py  transformers `generate`, in a process of its own
-    cpu.py, startup.py, stream.py   the benchmarks
+    cpu.py, startup.py, stream.py   the benchmarks; stream_peer.py has the processes of the last
 
 Ray and torch are imported only in the processes these start.
 """
