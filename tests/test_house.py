@@ -110,6 +110,23 @@ def test_configuration_is_documented():
     assert (ROOT / "docs" / "configuration.md").read_text() == done.stdout, "run `make docs` and commit docs/configuration.md"
 
 
+def test_every_request_field_is_documented():
+    from raysgl.api import protocol, unsupported
+
+    kinds = (
+        protocol.ChatCompletionRequest,
+        protocol.CompletionRequest,
+        protocol.TokenizeRequest,
+        protocol.TokenizeChatRequest,
+        protocol.DetokenizeRequest,
+        protocol.AbortRequest,
+        protocol.StreamOptions,
+    )
+    accepted, refused = (ROOT / "docs" / "api.md").read_text().split("## Refused")
+    assert {name for kind in kinds for name in kind.model_fields} <= set(re.findall(r"`(\w+)", accepted))
+    assert set(unsupported.ASKS_FOR_NOTHING) <= set(re.findall(r"`(\w+)`", refused))
+
+
 def test_every_setting_has_a_description():
     from raysgl.config import AppConfig, EngineConfig, ModelConfig, ServerConfig
 
