@@ -23,10 +23,11 @@ from ray.actor import ActorHandle
 from raysgl.actors import coordinator as coordination
 from raysgl.actors.coordinator import ReplicaFacts
 from raysgl.actors.engine_service import EngineService
-from raysgl.actors.limits import max_running, scheduler_config
 from raysgl.actors.step_channel import PlanFollower, PlanPublisher
 from raysgl.actors.transport import Endpoint, KeyPair, Transport
 from raysgl.config import EngineConfig
+from raysgl.engine.defaults import resolve_defaults
+from raysgl.engine.scheduler import SchedulerConfig
 from raysgl.messages import KVEvents
 from raysgl.routing import ReplicaInfo, Reply
 
@@ -155,13 +156,13 @@ class ModelShard:
         from raysgl.engine.runner import ModelRunner
 
         spec, config = self._spec, self._config
-        if spec.device == "cpu":
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(config.cpu_threads or max(1, cores // config.tp_size))  # Ray set OMP_NUM_THREADS to 1
         # Ray shows each shard one GPU, so it is always the first.
         device = torch.device("cuda:0" if spec.device == "cuda" else "cpu")
         self._progress(0.0, "resolving the model")
         self._checkpoint = models.resolve(config.model_path, config.revision, config.load_format, progress=self._progress)
+        self._limits = resolve_defaults(config, spec.device, self._checkpoint.config().max_position_embeddings)
+        if spec.device == "cpu":
+            torch.set_num_threads(self._limits.cpu_threads)  # Ray has set OMP_NUM_THREADS to 1
         group = distributed.single()
         if config.tp_size > 1:
             self._progress(0.0, "waiting for the other shards")
@@ -175,16 +176,14 @@ class ModelShard:
         gc.freeze()
 
     def _serve(self) -> ReplicaFacts:
-        spec, config, hf = self._spec, self._config, self._checkpoint.config()
+        spec, config, limits = self._spec, self._config, self._limits
         if self._publisher is not None:
             self._progress(0.0, "waiting for the other shards")
             self._publisher.wait_for_followers(FOLLOW_TIMEOUT_S)
-        context_length = config.context_length or hf.max_position_embeddings
-        limits = scheduler_config(config, spec.device, self._runner.num_pages, context_length, hf.eos_token_ids)
         self._service = EngineService(
             spec.replica,
             spec.epoch,
-            limits,
+            self._scheduler_config(),
             self._runner,
             self._transport,
             coordination=self,
@@ -195,9 +194,9 @@ class ModelShard:
         facts = ReplicaFacts(
             device=_device_name(spec.device),
             tp_size=config.tp_size,
-            max_total_tokens=limits.num_pages * limits.page_size,
-            context_length=context_length,
-            max_running=max_running(config, spec.device),
+            max_total_tokens=self._runner.num_pages * config.page_size,
+            context_length=limits.context_length,
+            max_running=limits.max_running,
             node=self._host,
         )
         endpoint = self._service.inbox.endpoint
@@ -208,12 +207,27 @@ class ModelShard:
             config.name,
             endpoint.address,
             {"curve": endpoint.public_key, "facts": msgspec.msgpack.encode(facts)},
-            page_size=limits.page_size,
+            page_size=config.page_size,
             max_queued=limits.max_queued,
         )
         self.register()
         self._service.start()
         return facts
+
+    def _scheduler_config(self) -> SchedulerConfig:
+        config, limits = self._config, self._limits
+        return SchedulerConfig(
+            page_size=config.page_size,
+            num_pages=self._runner.num_pages,
+            context_length=limits.context_length,
+            max_running=limits.max_running,
+            max_queued=limits.max_queued,
+            step_tokens=limits.step_tokens,
+            eos_token_ids=self._checkpoint.config().eos_token_ids,
+            policy=config.schedule_policy,
+            conservativeness=config.schedule_conservativeness,
+            radix_cache=not config.disable_radix_cache,
+        )
 
     def _thread(self, target: Callable[[], None], name: str) -> None:
         def run() -> None:
