@@ -61,8 +61,9 @@ def _read() -> str | None:
 def _answer(client: openai.OpenAI, model: str, messages: list, temperature: float | None) -> str:
     """Print an answer while it comes, and return it. Ctrl-C ends it early; the server then stops computing it."""
     pieces = []
-    settings = {} if temperature is None else {"temperature": temperature}
-    stream = client.chat.completions.create(model=model, messages=messages, stream=True, **settings)
+    stream = client.chat.completions.create(
+        model=model, messages=messages, stream=True, temperature=openai.omit if temperature is None else temperature
+    )
     try:
         for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
