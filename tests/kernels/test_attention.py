@@ -126,9 +126,18 @@ def test_random_batches(backend, device):
     pick = random.Random(3)
     for seed in range(12):
         decode = [pick.randint(1, 400) for _ in range(pick.randint(0, 9))]
-        prefill = [(count, count + pick.choice([0, 0, 1, 50])) for count in (pick.randint(1, 60) for _ in range(pick.randint(0, 3)))]
+        prefill = [
+            (count, count + pick.choice([0, 0, 1, 50])) for count in (pick.randint(1, 60) for _ in range(pick.randint(0, 3)))
+        ]
         mix = (decode or [1], prefill)
-        check(backend, (4, 2, 64, pick.choice([1, 4, 16]), pick.choice([None, 30])), mix, device, atol=1e-5 if device == "cpu" else 1e-3, seed=seed)
+        check(
+            backend,
+            (4, 2, 64, pick.choice([1, 4, 16]), pick.choice([None, 30])),
+            mix,
+            device,
+            atol=1e-5 if device == "cpu" else 1e-3,
+            seed=seed,
+        )
 
 
 @pytest.mark.parametrize("device", DEVICES)

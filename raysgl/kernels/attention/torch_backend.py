@@ -31,17 +31,35 @@ FREE_PADDING_PAGES = {"cpu": 4, "cuda": 1 << 30}
 """...or at most so many pages more: padding that costs less than another call would."""
 
 
+class Gather:
+    """Pages that are copied side by side before they are attended.
+
+    pages: indices into KVCache.pages, keys then values, of `rows` rows. `keys` and `values`, [rows, K, B, H], are views of the
+    scratch: they hold a layer's pages after `run`, until another Gather runs. All views are made here, once per step:
+    for a small model the layers' work is hardly more than the making of views.
+    """
+
+    def __init__(self, pages: torch.Tensor, rows: int, cache: KVCache, scratch: torch.Tensor):
+        self._pages = pages
+        elements = cache.pages[0].shape[1]
+        self._target = scratch[: pages.numel() * elements].view(-1, elements)
+        both = self._target.view(2, rows, -1, cache.num_kv_heads, cache.head_dim).transpose(2, 3)
+        self.keys, self.values = both.unbind(0)
+
+    def run(self, source: torch.Tensor) -> None:
+        torch.index_select(source, 0, self._pages, out=self._target)
+
+
 @dataclass
 class DecodeGroup:
     """Decode rows that attend in one call.
 
-    rows_S: which (None: all decode rows, in order). pages: indices into KVCache.pages, keys then values.
-    mask: [S, 1, 1, B], 0 or -inf (None: nothing to mask).
+    rows_S: which (None: all decode rows, in order). mask: [S, 1, 1, B], 0 or -inf (None: nothing to mask).
     """
 
     rows_S: torch.Tensor | None
     num_rows: int
-    pages: torch.Tensor
+    gather: Gather
     mask: torch.Tensor | None
 
 
@@ -49,13 +67,13 @@ class DecodeGroup:
 class PrefillRow:
     """One row that computes a chunk: tokens [begin, end) of T.
 
-    Without `pages` all its keys are in this step, and `mask` is None for plain causal attention. With `pages` they are
-    gathered: mask is [1, 1, end - begin, B].
+    Without `gather` all its keys are in this step, and `mask` is None for plain causal attention. With it, mask is
+    [1, 1, end - begin, B].
     """
 
     begin: int
     end: int
-    pages: torch.Tensor | None
+    gather: Gather | None
     mask: torch.Tensor | None
 
 
@@ -139,7 +157,7 @@ class TorchBackend:
             if window is not None:
                 hidden |= positions_SB < lens_S1 - window
             mask = self._bias(hidden).view(len(rows), 1, 1, -1)
-        return DecodeGroup(rows_S, len(rows), self._both(pages_SP), mask)
+        return DecodeGroup(rows_S, len(rows), self._gather(pages_SP, len(rows)), mask)
 
     def _plan_prefill(self, batch: ForwardBatch, window: int | None) -> list[PrefillRow]:
         device = self._cache.device
@@ -150,12 +168,12 @@ class TorchBackend:
             count, length = batch.query_lens[row], batch.kv_lens[row]
             end = begin + count
             windowed = window is not None and window < length
-            pages = mask = None
+            gather = mask = None
             if count < length or windowed:
                 first = first_visible(length, count, window) // size if count < length else 0
                 keys = torch.arange(first * size, length, device=device)
                 if count < length:
-                    pages = self._both(batch.page_table_SP[row, first : -(-length // size)])
+                    gather = self._gather(batch.page_table_SP[row, first : -(-length // size)], 1)
                     # The whole pages are attended: what lies past the row's end is hidden by causality.
                     keys = torch.arange(first * size, -(-length // size) * size, device=device)
                 queries = torch.arange(length - count, length, device=device).unsqueeze(1)
@@ -163,14 +181,17 @@ class TorchBackend:
                 if windowed:
                     hidden |= keys <= queries - window
                 mask = self._bias(hidden).view(1, 1, count, -1)
-            work.append(PrefillRow(begin, end, pages, mask))
+            work.append(PrefillRow(begin, end, gather, mask))
             begin = end
         return work
 
-    def _both(self, pages: torch.Tensor) -> torch.Tensor:
-        """Page ids as indices of their keys, then of their values, in KVCache.pages."""
+    def _gather(self, pages: torch.Tensor, rows: int) -> Gather:
         flat = pages.reshape(-1)
-        return torch.cat((flat, flat + (1 + self._cache.num_pages)))
+        both = torch.cat((flat, flat + (1 + self._cache.num_pages)))
+        elements = both.numel() * self._cache.pages[0].shape[1]
+        if self._scratch.numel() < elements:  # gathers planned before keep the smaller one; they need no more
+            self._scratch = self._cache.data.new_empty(elements)
+        return Gather(both, rows, self._cache, self._scratch)
 
     def _bias(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.zeros(hidden.shape, dtype=self._cache.dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
@@ -195,30 +216,21 @@ class TorchBackend:
             out_TNH[part] = self._prefill(q_TNH[part], k_TKH[part], v_TKH[part], row, layer)
         return out_TNH
 
-    def _gather(self, pages: torch.Tensor, rows: int, layer: AttentionLayer) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows' keys and values, each [rows, K, B, H]. They live in the scratch until the next gather."""
-        source = self._cache.pages[layer.index]
-        elements = pages.numel() * source.shape[1]
-        if self._scratch.numel() < elements:
-            self._scratch = source.new_empty(elements)
-        scratch = self._scratch[:elements]
-        torch.index_select(source, 0, pages, out=scratch.view(-1, source.shape[1]))
-        both = scratch.view(2, rows, -1, self._cache.num_kv_heads, self._cache.head_dim).transpose(2, 3)
-        return both[0], both[1]
-
     def _decode(self, q_SNH: torch.Tensor, group: DecodeGroup, layer: AttentionLayer) -> torch.Tensor:
         # The queries that share a key head stand in for query positions, so that keys need no copy for each of them.
         rows, heads, dim = q_SNH.shape
-        keys, values = self._gather(group.pages, rows, layer)
+        gather = group.gather
+        gather.run(self._cache.pages[layer.index])
         q_SKGH = q_SNH.reshape(rows, self._cache.num_kv_heads, self._group, dim)
-        out = F.scaled_dot_product_attention(q_SKGH, keys, values, attn_mask=group.mask, scale=layer.scale)
+        out = F.scaled_dot_product_attention(q_SKGH, gather.keys, gather.values, attn_mask=group.mask, scale=layer.scale)
         return out.reshape(rows, heads, dim)
 
     def _prefill(
         self, q_tNH: torch.Tensor, k_tKH: torch.Tensor, v_tKH: torch.Tensor, row: PrefillRow, layer: AttentionLayer
     ) -> torch.Tensor:
-        if row.pages is not None:
-            keys, values = self._gather(row.pages, 1, layer)
+        if row.gather is not None:
+            row.gather.run(self._cache.pages[layer.index])
+            keys, values = row.gather.keys, row.gather.values
         else:
             keys, values = k_tKH.transpose(0, 1).unsqueeze(0), v_tKH.transpose(0, 1).unsqueeze(0)
         out = F.scaled_dot_product_attention(
