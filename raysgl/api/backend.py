@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
-
-from raysgl.messages import Load, SequenceOutput
-from raysgl.sampling.params import SamplingParams
+from collections.abc import Sequence
+from typing import Protocol
 
 from raysgl.api.served_model import ServedModel
+from raysgl.messages import Load, SequenceOutput
+from raysgl.sampling.params import SamplingParams
 
 
 class QueueFull(Exception):

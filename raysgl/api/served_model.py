@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 class ServedModel:
     """One entry of GET /v1/models.
 
-    `max_prompt_tokens` is the longest prompt that can ever fit (context and KV pool, whichever is smaller).
+    `max_total_tokens` is the size of the KV pool in tokens (0: not known).
     `defaults` holds sampling parameters from generation_config.json, by `SamplingParams` name.
     `eos_token_ids` end a sequence unless `ignore_eos`.
     """
 
     name: str
     model_path: str
-    tokenizer: "Tokenizer"
-    chat_template: "ChatTemplate | None"
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -30,3 +30,9 @@ class ServedModel:
     max_total_tokens: int = 0
     defaults: dict[str, object] = field(default_factory=dict)
     created: int = 0
+
+    def token_limit(self) -> tuple[int, str]:
+        """How many tokens prompt and answer can have together at most, and which limit that is."""
+        if 0 < self.max_total_tokens < self.context_length:
+            return self.max_total_tokens, "KV cache (max_total_tokens)"
+        return self.context_length, "context length"

@@ -1,0 +1,70 @@
+"""What a client is told when something is wrong: OpenAI's nested error body, one exception type, one table of kinds."""
+
+from __future__ import annotations
+
+import math
+
+import orjson
+
+from raysgl.api.backend import QueueFull
+
+
+class ApiError(Exception):
+    """Ends a request with an HTTP status. `param` names the request field at fault, `code` is for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        if self.retry_after is None:
+            return []
+        return [(b"retry-after", str(max(1, math.ceil(self.retry_after))).encode())]
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
+    """400: the client must change its request."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def model_not_found(name: str) -> ApiError:
+    return ApiError(404, f"The model {name!r} does not exist", param="model", code="model_not_found")
+
+
+def queue_full(error: QueueFull) -> ApiError:
+    return ApiError(429, str(error), type="rate_limit_error", code="queue_full", retry_after=error.retry_after)
+
+
+def unavailable(message: str) -> ApiError:
+    """503: nobody can do it now; trying again may help."""
+    return ApiError(503, message, type="service_unavailable_error", code="unavailable", retry_after=1)
+
+
+def internal() -> ApiError:
+    """500 without details: they are in the log."""
+    return ApiError(500, "The server had an error while processing your request", type="server_error", code="internal_error")
+
+
+def from_engine(status: int, message: str) -> ApiError:
+    """An engine's refusal or failure (`raysgl.messages.Finish` with a status)."""
+    if status == 429:
+        return queue_full(QueueFull(message, 1.0))
+    if status == 503:
+        return unavailable(message)
+    if 400 <= status < 500:
+        return ApiError(status, message, code="invalid_request")
+    return internal()

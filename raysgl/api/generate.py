@@ -1,0 +1,134 @@
+"""POST /v1/chat/completions and /v1/completions: request to job, job to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from raysgl.api.answers import Answer, Style
+from raysgl.api.chat_answer import ChatAnswer
+from raysgl.api.completion_answer import CompletionAnswer
+from raysgl.api.errors import bad_request
+from raysgl.api.generation import Generation, Job, Prompt
+from raysgl.api.http import Handler, Reply, read_body, until_disconnect
+from raysgl.api.prompts import as_list, check_ids, encode, render_chat
+from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_json, validate
+from raysgl.api.sampling_request import fit, sampling_params
+from raysgl.api.served_model import ServedModel
+from raysgl.api.service import Service
+from raysgl.api.unsupported import refuse_parts
+
+Prepared = tuple[GenerationRequest, ServedModel, list[Prompt], Style]
+
+STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+def chat_completions(service: Service) -> Handler:
+    """The handler of POST /v1/chat/completions."""
+    return _handler(service, prepare_chat, ChatAnswer)
+
+
+def completions(service: Service) -> Handler:
+    """The handler of POST /v1/completions."""
+    return _handler(service, prepare_completion, CompletionAnswer)
+
+
+async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
+    """Everything about a chat that can be known before an engine sees it. ApiError."""
+    refuse_parts(data.get("messages"))
+    request = validate(ChatCompletionRequest, data)
+    model = service.model(request.model)
+    params = sampling_params(request, model)
+    text = render_chat(request, data["messages"], model)
+    ids = await encode(text, model, "messages", add_special_tokens=False)
+    prompt = Prompt(ids, fit(params, len(ids), model, request))
+    return request, model, [prompt], _style(request, model, bool(request.logprobs), request.top_logprobs)
+
+
+async def prepare_completion(service: Service, data: dict[str, Any]) -> Prepared:
+    """The same for a text completion, whose prompts may be several, and token ids. ApiError."""
+    request = validate(CompletionRequest, data)
+    model = service.model(request.model)
+    params = sampling_params(request, model)
+    prompts = []
+    for item in as_list(request.prompt, "prompt", texts=True, ids=True):
+        if isinstance(item, str):
+            ids, text = await encode(item, model, "prompt", add_special_tokens=True), item
+        else:
+            check_ids(item, model, "prompt")
+            ids, text = item, model.tokenizer.decode(item, params.skip_special_tokens) if request.echo else ""
+        prompts.append(Prompt(ids, fit(params, len(ids), model, request), text))
+    style = _style(request, model, request.logprobs is not None, request.logprobs)
+    style.echo = bool(request.echo)
+    return request, model, prompts, style
+
+
+def _style(request: GenerationRequest, model: ServedModel, logprobs: bool, top_logprobs: int | None) -> Style:
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise bad_request("stream_options needs stream to be true", "stream_options")
+    return Style(
+        request.model or model.name,
+        logprobs,
+        top_logprobs or 0,
+        include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+    )
+
+
+def _job(request: GenerationRequest, model: ServedModel, prompts: list[Prompt], request_id: str, arrived_at: float) -> Job:
+    return Job(
+        model,
+        request_id,
+        prompts,
+        extra_key="|".join(filter(None, (request.extra_key, request.cache_salt))),
+        priority=request.priority or 0,
+        session=request.prompt_cache_key or "",
+        arrived_at=arrived_at,
+    )
+
+
+def _handler(
+    service: Service,
+    prepare: Callable[[Service, dict[str, Any]], Awaitable[Prepared]],
+    answer_type: type[Answer],
+) -> Handler:
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        arrived_at = time.perf_counter()
+        with service.gate.enter():
+            data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+            async with until_disconnect(receive):
+                request, model, prompts, style = await prepare(service, data)
+                job = _job(request, model, prompts, request.rid or reply.request_id, arrived_at)
+                async with Generation(service.backend, job, service.metrics.of(model.name)) as generation:
+                    answer = answer_type(style, generation)
+                    await (_stream if request.stream else _whole)(generation, answer, reply)
+
+    return handle
+
+
+async def _whole(generation: Generation, answer: Answer, reply: Reply) -> None:
+    while generation.open:
+        answer.collect(await generation.next())
+    await reply.whole(answer.whole())
+
+
+async def _stream(generation: Generation, answer: Answer, reply: Reply) -> None:
+    """The first output is awaited before the status goes out, so that what the engine refuses has its own status."""
+    pieces = await generation.next()
+    await reply.begin(200, b"text/event-stream; charset=utf-8", STREAM_HEADERS)
+    while True:
+        chunks = answer.chunks(pieces)
+        if not generation.open:
+            await reply.write(chunks + answer.last_chunks(), more=False)
+            return
+        if chunks:
+            await reply.write(chunks)
+        pieces = await generation.next()
+
+
+__all__ = ["chat_completions", "completions"]

@@ -1,0 +1,231 @@
+"""A request at the backend: submit its prompts, turn outputs into pieces, count, and give everything back at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import msgspec
+
+from raysgl.api.backend import Backend, OutputStream, QueueFull, Unavailable
+from raysgl.api.errors import from_engine, queue_full, unavailable
+from raysgl.api.metrics import ModelStats
+from raysgl.api.sequence_text import Piece, SequenceText
+from raysgl.api.served_model import ServedModel
+from raysgl.messages import SequenceOutput, TokenLogprob
+from raysgl.sampling.params import SamplingParams
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One prompt of a request. `sampling` is complete. `text` is what `echo` shows."""
+
+    input_ids: list[int]
+    sampling: SamplingParams
+    text: str = ""
+
+
+@dataclass(slots=True)
+class Job:
+    """What a request asks of the backend. Sequences are numbered prompt * n + sample."""
+
+    model: ServedModel
+    request_id: str
+    prompts: list[Prompt]
+    extra_key: str = ""
+    priority: int = 0
+    session: str = ""
+    arrived_at: float = field(default_factory=time.perf_counter)
+
+
+class Usage(msgspec.Struct):
+    """Token counts so far. Every prompt counts once, whatever n is."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Generation:
+    """Use it as an async context manager: leaving it, in whatever way, aborts what has not finished.
+
+    prompt_logprobs: prompt index -> what the engine said about its tokens, there before the first piece of that prompt.
+    """
+
+    def __init__(self, backend: Backend, job: Job, stats: ModelStats):
+        self.job, self.n = job, job.prompts[0].sampling.n
+        self.usage = Usage(sum(len(prompt.input_ids) for prompt in job.prompts))
+        self.prompt_logprobs: dict[int, list[TokenLogprob]] = {}
+        self._backend, self._stats = backend, stats
+        self._streams: list[OutputStream | None] = [None] * len(job.prompts)
+        self._texts = [
+            SequenceText(p * self.n + i, job.model.tokenizer, prompt.sampling)
+            for p, prompt in enumerate(job.prompts)
+            for i in range(self.n)
+        ]
+        self._cached: list[int | None] = [None] * len(job.prompts)
+        self._open = len(self._texts)
+        self._last_at = [0.0] * len(self._texts)
+        self._pumps: list[asyncio.Task[None]] = []
+        self._news: asyncio.Queue[tuple[int, Sequence[tuple[int, SequenceOutput]] | BaseException]] = asyncio.Queue()
+
+    async def __aenter__(self) -> Self:
+        """Submits. ApiError 429 or 503."""
+        self._stats.requests += 1
+        try:
+            if len(self.job.prompts) == 1:
+                await self._submit(0)
+            else:
+                await self._submit_all()
+        except BaseException as error:
+            self._close()
+            if isinstance(error, QueueFull):
+                raise queue_full(error) from None
+            if isinstance(error, Unavailable):
+                raise unavailable(str(error)) from None
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._close()
+
+    @property
+    def open(self) -> int:
+        """Sequences that have not finished."""
+        return self._open
+
+    async def next(self) -> list[Piece]:
+        """What has arrived since the last time, one piece a sequence. ApiError if the engine refuses or fails."""
+        prompt, news = await self._get()
+        return self._take(prompt, news)
+
+    # ---------------------------------------------------------------- submitting
+
+    async def _submit(self, index: int) -> None:
+        job, prompt = self.job, self.job.prompts[index]
+        self._streams[index] = await self._backend.submit(
+            job.model,
+            job.request_id,
+            prompt.input_ids,
+            prompt.sampling,
+            extra_key=job.extra_key,
+            priority=job.priority,
+            session=job.session,
+        )
+
+    async def _submit_all(self) -> None:
+        """All in one turn of the loop, so that they are routed together."""
+        results = await asyncio.gather(*map(self._submit, range(len(self.job.prompts))), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        self._pumps = [asyncio.create_task(self._pump(index)) for index in range(len(self._streams))]
+
+    async def _pump(self, index: int) -> None:
+        """Several prompts have several streams; what they say goes into one queue."""
+        stream, left = self._streams[index], self.n
+        try:
+            while left:
+                news = await stream.get()
+                left -= sum(output.finish is not None for _, output in news)
+                self._news.put_nowait((index, news))
+        except Exception as error:  # noqa: BLE001 (raised where the pieces are taken)
+            self._news.put_nowait((index, error))
+
+    async def _get(self) -> tuple[int, Sequence[tuple[int, SequenceOutput]]]:
+        if not self._pumps:
+            return 0, await self._streams[0].get()
+        index, news = await self._news.get()
+        if isinstance(news, BaseException):
+            raise news
+        return index, news
+
+    def _close(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+        if self._open:
+            self._stats.aborted += 1
+            self._open = 0
+        for stream in self._streams:
+            if stream is not None:
+                stream.abort()
+
+    # ---------------------------------------------------------------- outputs
+
+    def _take(self, prompt: int, news: Sequence[tuple[int, SequenceOutput]]) -> list[Piece]:
+        now = time.perf_counter()
+        if len(news) > 1:
+            news = merge(news)
+        pieces = []
+        for sample, output in news:
+            text = self._texts[prompt * self.n + sample]
+            if text.done:
+                continue  # sent before the engine heard of the stop string
+            finish = output.finish
+            if finish is not None and (finish.reason == "error" or finish.status >= 400):
+                raise from_engine(finish.status, finish.message)
+            if output.cached_tokens is not None:
+                self._count_prompt(prompt, output)
+            before = text.num_tokens
+            piece = text.push(output)
+            self._count_tokens(text, before, now)
+            if text.done:
+                self._finish(prompt, sample, text, piece)
+            pieces.append(piece)
+        return pieces
+
+    def _finish(self, prompt: int, sample: int, text: SequenceText, piece: Piece) -> None:
+        self._open -= 1
+        if not self._open:
+            self._stats.e2e.add(time.perf_counter() - self.job.arrived_at)
+        if text.stopped:
+            self._streams[prompt].abort(sample)
+        if piece.finish_reason == "abort":
+            self._stats.aborted += 1
+
+    def _count_prompt(self, prompt: int, output: SequenceOutput) -> None:
+        """The n sequences of a prompt share it: the one that found least of it in the cache is the one that computed it."""
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs.setdefault(prompt, output.prompt_logprobs)
+        known = self._cached[prompt]
+        if known is None:
+            self._stats.prompt_tokens += len(self.job.prompts[prompt].input_ids)
+        if known is None or output.cached_tokens < known:
+            self.usage.cached_tokens += output.cached_tokens - (known or 0)
+            self._stats.cached_tokens += output.cached_tokens - (known or 0)
+            self._cached[prompt] = output.cached_tokens
+
+    def _count_tokens(self, text: SequenceText, before: int, now: float) -> None:
+        new = text.num_tokens - before
+        if not new:
+            return
+        self.usage.completion_tokens += new
+        self._stats.generation_tokens += new
+        last = self._last_at[text.index]
+        self._last_at[text.index] = now
+        if last:
+            self._stats.itl.add((now - last) / new, new)
+        else:
+            self._stats.ttft.add(now - self.job.arrived_at)
+
+
+def merge(news: Sequence[tuple[int, SequenceOutput]]) -> list[tuple[int, SequenceOutput]]:
+    """One output for each sequence: a reader that is behind sends one chunk, not many."""
+    merged: dict[int, SequenceOutput] = {}
+    for sample, output in news:
+        into = merged.get(sample)
+        if into is None:
+            merged[sample] = output
+            continue
+        merged[sample] = SequenceOutput(
+            output.uid,
+            into.token_ids + output.token_ids,
+            output.finish,
+            into.logprobs + output.logprobs if into.logprobs and output.logprobs else into.logprobs or output.logprobs,
+            output.cached_tokens if into.cached_tokens is None else into.cached_tokens,
+            into.prompt_logprobs or output.prompt_logprobs,
+        )
+    return list(merged.items())

@@ -1,0 +1,135 @@
+"""The endpoints around generation: models, health, metrics, tokens, cache, abort."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import Receive
+
+import raysgl
+from raysgl.api.errors import ApiError, bad_request, model_not_found
+from raysgl.api.http import Handler, Reply, read_body
+from raysgl.api.prompts import as_list, check_ids, encode, render_chat
+from raysgl.api.protocol import (
+    AbortRequest,
+    DetokenizeRequest,
+    TokenizeChatRequest,
+    TokenizeRequest,
+    parse_json,
+    validate,
+)
+from raysgl.api.served_model import ServedModel
+from raysgl.api.service import Service
+from raysgl.api.unsupported import refuse_parts
+
+PLAIN = b"text/plain; charset=utf-8"
+
+
+def model_card(model: ServedModel) -> dict[str, Any]:
+    """An entry of GET /v1/models."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "raysgl",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.context_length,
+    }
+
+
+def list_models(service: Service) -> dict[str, Any]:
+    return {"object": "list", "data": [model_card(model) for model in service.backend.models.values()]}
+
+
+def get_model(service: Service, name: str) -> dict[str, Any]:
+    """ApiError 404."""
+    if name not in service.backend.models:
+        raise model_not_found(name)
+    return model_card(service.backend.models[name])
+
+
+def banner(service: Service) -> dict[str, Any]:
+    """GET /: what this is and where to look."""
+    return {"name": "raysgl", "version": raysgl.__version__, "models": list(service.backend.models), "docs": "/docs"}
+
+
+def tokenize(service: Service) -> Handler:
+    """The handler of POST /tokenize: a prompt, several, or messages."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        several = False
+        if "messages" in data:
+            refuse_parts(data["messages"])
+            chat = validate(TokenizeChatRequest, data)
+            model = service.model(chat.model)
+            text = render_chat(chat, data["messages"], model)
+            results = [await encode(text, model, "messages", bool(chat.add_special_tokens), check_length=False)]
+        else:
+            request = validate(TokenizeRequest, data)
+            model = service.model(request.model)
+            several = isinstance(request.prompt, list)
+            texts = as_list(request.prompt, "prompt", texts=True, ids=False)
+            special = request.add_special_tokens is not False
+            results = [await encode(text, model, "prompt", special, check_length=False) for text in texts]
+        counts = [len(ids) for ids in results]
+        tokens, count = (results, counts) if several else (results[0], counts[0])
+        await reply.whole(orjson.dumps({"tokens": tokens, "count": count, "max_model_len": model.context_length}))
+
+    return handle
+
+
+def detokenize(service: Service) -> Handler:
+    """The handler of POST /detokenize."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        request = validate(DetokenizeRequest, data)
+        model = service.model(request.model)
+        lists = [[]] if request.tokens == [] else as_list(request.tokens, "tokens", texts=False, ids=True)
+        for ids in filter(None, lists):
+            check_ids(ids, model, "tokens")
+        texts = [model.tokenizer.decode(ids, request.skip_special_tokens is not False) for ids in lists]
+        several = bool(request.tokens) and isinstance(request.tokens[0], list)
+        await reply.whole(orjson.dumps({"text": texts if several else texts[0]}))
+
+    return handle
+
+
+def abort_request(service: Service) -> Handler:
+    """The handler of POST /abort_request. An id that is not there is no error: it may just have finished."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        request = validate(AbortRequest, data)
+        if not request.rid and not request.abort_all:
+            raise bad_request("rid or abort_all is required", "rid", "missing_required_parameter")
+        aborted = service.backend.abort_request(None if request.abort_all else request.rid)
+        await reply.whole(orjson.dumps({"aborted": aborted}))
+
+    return handle
+
+
+async def flush_cache(service: Service, query: QueryParams) -> tuple[int, str]:
+    """Status and message. `timeout`: seconds to wait for running requests; `model`: one model only. ApiError."""
+    for name in query:
+        if name not in ("timeout", "model"):
+            raise bad_request(f"Unknown query parameter: {name[:40]}", name[:40], "unknown_parameter")
+    try:
+        timeout = float(query.get("timeout", "0"))
+    except ValueError:
+        timeout = -1.0
+    if not 0 <= timeout <= 3600:
+        raise bad_request("timeout must be a number of seconds from 0 to 3600", "timeout")
+    model = query.get("model")
+    if model is not None and model not in service.backend.models:
+        raise model_not_found(model)
+    done, message = await service.backend.flush_cache(model, timeout)
+    return (200, message or "Cache flushed.") if done else (400, message)
+
+
+def not_found(path: str) -> ApiError:
+    return ApiError(404, f"There is no {path[:200]}", code="not_found")

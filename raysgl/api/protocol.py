@@ -1,0 +1,198 @@
+"""The request types of the HTTP API, and how a body becomes one. Field names are OpenAI's, extensions SGLang's.
+
+Nothing is silently ignored: a field is used, or is pure metadata, or is refused by name (`unsupported.py`, or because nobody
+knows it).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from raysgl.api.errors import ApiError, bad_request
+from raysgl.api.unsupported import refuse_unsupported
+
+_TEXTS = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+_IDS: list[dict[str, Any]] = [{"type": "array", "items": {"type": "integer"}}]
+_IDS.append({"type": "array", "items": _IDS[0]})
+# Checked by `prompts.py`: pydantic would list one problem for every token of a long prompt.
+Texts = Annotated[Any, WithJsonSchema({"anyOf": _TEXTS})]
+TokenIds = Annotated[Any, WithJsonSchema({"anyOf": _IDS})]
+Prompts = Annotated[Any, WithJsonSchema({"anyOf": _TEXTS + _IDS})]
+
+
+class Request(BaseModel):
+    """Numbers must be numbers and strings strings; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    model: str | None = Field(None, description="may be left out where one model is served")
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = Field(None, description="a last chunk with the usage of the whole request")
+    continuous_usage_stats: bool | None = Field(None, description="usage so far in every chunk")
+
+
+class GenerationRequest(Request):
+    """What chat and text completions share. None means: the model's default, else the API's."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(None, description="token id -> added to its logit")
+    seed: int | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    no_stop_trim: bool | None = Field(None, description="keep the stop string or token in the text")
+    skip_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    rid: str | None = Field(
+        None, min_length=1, max_length=256, description="id of the request; default: X-Request-Id, or random"
+    )
+    priority: int | None = Field(None, ge=-(2**31), lt=2**31)
+    extra_key: str | None = Field(None, description="prefixes are only shared between requests with the same one")
+    cache_salt: str | None = Field(None, description="as extra_key")
+    prompt_cache_key: str | None = Field(None, description="requests with the same one prefer the same replica")
+
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_retention: Any = None
+    no_logs: Any = None
+    log_metrics: Any = None
+    custom_labels: Any = None
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message. It goes to the chat template as it is, so fields besides these have the effect that the template gives them."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatInput(Request):
+    """What a prompt is rendered from."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the chat template")
+    reasoning_effort: str | None = Field(None, description="where the model's template has it")
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(None, description="go on with the last message instead of answering it")
+
+
+class ChatCompletionRequest(ChatInput, GenerationRequest):
+    max_completion_tokens: int | None = Field(
+        None, description="instead of max_tokens; without either, the rest of the context"
+    )
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: Prompts
+    echo: bool | None = Field(None, description="the prompt is part of the text")
+    logprobs: int | None = Field(None, description="alternatives for each token; 0: only the token itself")
+
+
+class TokenizeRequest(Request):
+    """A prompt, or several; or messages (`TokenizeChatRequest`)."""
+
+    prompt: Texts
+    add_special_tokens: bool | None = None
+
+
+class TokenizeChatRequest(ChatInput):
+    add_special_tokens: bool | None = None
+
+
+class DetokenizeRequest(Request):
+    tokens: TokenIds
+    skip_special_tokens: bool | None = None
+
+
+class AbortRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rid: str | None = Field(None, description="the id of a request, exactly")
+    abort_all: bool = False
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """The body as an object, else ApiError 400."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"The body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise bad_request("The body must be a JSON object", code="invalid_json")
+    return data
+
+
+def validate(kind: type[T], data: dict[str, Any]) -> T:
+    """The request, else ApiError 400 that names the first field at fault."""
+    refuse_unsupported(kind.model_fields, data)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> ApiError:
+    """The deepest of pydantic's complaints, in our words: of a union's members it is the one that fitted best."""
+    problems = error.errors(include_url=False, include_context=False)
+    first = field_path(problems[0]["loc"])
+    top = first.split(".")[0]
+    problem = max((p for p in problems if field_path(p["loc"]).split(".")[0] == top), key=lambda p: len(p["loc"]))
+    where, kind = field_path(problem["loc"]), problem["type"]
+    if kind == "extra_forbidden":
+        return bad_request(f"Unknown field: {where}", where, "unknown_parameter")
+    if kind == "missing":
+        return bad_request(f"{where} is required, but missing", where, "missing_required_parameter")
+    rules = dict.fromkeys(_rule(p["msg"]) for p in problems if field_path(p["loc"]) == where)
+    shown = repr(problem["input"])
+    shown = shown if len(shown) <= 100 else shown[:100] + "..."
+    return bad_request(f"{where} is {shown}, but must be {' or '.join(rules)}", where)
+
+
+def _rule(message: str) -> str:
+    return re.sub(r"^(Input should be |Value error, )", "", message)
+
+
+def field_path(loc: tuple[int | str, ...]) -> str:
+    """messages.0.content from pydantic's location, without the labels that it adds for the members of a union."""
+    parts = [str(part) for part in loc if isinstance(part, int) or part.isidentifier() and part not in _UNION_LABELS]
+    return ".".join(parts)
+
+
+_UNION_LABELS = frozenset({"str", "int", "float", "bool"})

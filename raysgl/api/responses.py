@@ -1,0 +1,120 @@
+"""The shapes of answers, for the OpenAPI description only: answers themselves are formatted by hand (`answers.py`)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class UsageInfo(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: CachedTokens
+    reasoning_tokens: int
+    completion_tokens_details: dict[str, int] | None
+
+
+class AlternativeToken(BaseModel):
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class ChatTokenLogprob(AlternativeToken):
+    top_logprobs: list[AlternativeToken]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatTokenLogprob]
+
+
+class AssistantMessage(BaseModel):
+    role: str
+    content: str
+    reasoning_content: str | None
+
+
+class Choice(BaseModel):
+    """finish_reason: stop, length or abort. matched_stop: the stop string, or the id of the stop token."""
+
+    index: int
+    finish_reason: str
+    matched_stop: int | str | None
+
+
+class ChatChoice(Choice):
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+
+
+class CompletionLogprobs(BaseModel):
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None] | None
+
+
+class CompletionChoice(Choice):
+    text: str
+    logprobs: CompletionLogprobs | None
+
+
+class WholeAnswer(BaseModel):
+    id: str
+    object: str
+    created: int
+    model: str
+    usage: UsageInfo
+    metadata: dict[str, str]
+
+
+class ChatCompletion(WholeAnswer):
+    choices: list[ChatChoice]
+
+
+class Completion(WholeAnswer):
+    choices: list[CompletionChoice]
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    object: str
+    data: list[ModelCard]
+
+
+class TokenizeResponse(BaseModel):
+    tokens: list[int] | list[list[int]]
+    count: int | list[int]
+    max_model_len: int
+
+
+class DetokenizeResponse(BaseModel):
+    text: str | list[str]
+
+
+class AbortResponse(BaseModel):
+    aborted: int
+
+
+class ErrorInfo(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorInfo

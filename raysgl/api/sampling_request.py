@@ -1,0 +1,119 @@
+"""From a request's fields to verified `SamplingParams`: names, defaults, limits."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+
+from raysgl.api.errors import ApiError, bad_request
+from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from raysgl.api.served_model import ServedModel
+from raysgl.api.stop_strings import MAX_STOP_LENGTH
+from raysgl.sampling.params import InvalidParameter, SamplingParams
+
+SAME_NAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "n",
+    "ignore_eos",
+    "no_stop_trim",
+    "skip_special_tokens",
+)
+COMPLETION_MAX_TOKENS = 16
+"""OpenAI's default of max_tokens for text completions."""
+
+
+def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: ServedModel) -> SamplingParams:
+    """All settings but `max_new_tokens`' default, which depends on the prompt (`fit`). ApiError 400 naming the field."""
+    settings = dict(model.defaults)
+    settings.pop("max_new_tokens", None)
+    settings.update({name: value for name in SAME_NAME if (value := getattr(request, name)) is not None})
+    settings["max_new_tokens"] = request.max_tokens
+    if request.min_tokens is not None:
+        settings["min_new_tokens"] = request.min_tokens
+    settings["seed"] = random.getrandbits(63) if request.seed is None else request.seed
+    settings["stop"] = _stop(request.stop)
+    settings["stop_token_ids"] = tuple(request.stop_token_ids or ())
+    settings["logit_bias"] = _logit_bias(request.logit_bias)
+    if isinstance(request, ChatCompletionRequest):
+        if request.max_completion_tokens is not None:
+            settings["max_new_tokens"] = request.max_completion_tokens
+        if request.top_logprobs and not request.logprobs:
+            raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
+        settings["logprobs"] = bool(request.logprobs)
+        settings["top_logprobs"] = request.top_logprobs or 0
+    else:
+        settings["logprobs"] = request.logprobs is not None
+        settings["top_logprobs"] = request.logprobs or 0
+        if request.echo:
+            settings["prompt_logprobs"] = request.logprobs
+    params = SamplingParams(**settings)
+    try:
+        params.verify(model.vocab_size)
+    except InvalidParameter as error:
+        name = field_name(error.field, request)
+        raise bad_request(f"{name} is {error.value!r:.100}, but must be {error.allowed}", name) from None
+    return params
+
+
+def fit(params: SamplingParams, prompt_tokens: int, model: ServedModel, request: GenerationRequest) -> SamplingParams:
+    """Resolve `max_new_tokens` for a prompt of so many tokens. ApiError 400 where prompt or answer can never fit."""
+    limit, what = model.token_limit()
+    room = limit - prompt_tokens
+    asked = params.max_new_tokens
+    if room < (0 if asked == 0 else 1):
+        raise too_long(
+            f"The prompt has {prompt_tokens} tokens, but the {what} of {model.name!r} holds {limit}, answer included", request
+        )
+    if asked is None:
+        asked = room if isinstance(request, ChatCompletionRequest) else min(COMPLETION_MAX_TOKENS, room)
+        if params.min_new_tokens > asked:
+            raise bad_request(f"min_tokens is {params.min_new_tokens}, but must be at most max_tokens ({asked})", "min_tokens")
+    elif asked > room:
+        name = field_name("max_new_tokens", request)
+        raise too_long(
+            f"{name} is {asked} and the prompt has {prompt_tokens} tokens, together {asked + prompt_tokens}, "
+            f"but the {what} of {model.name!r} holds {limit}",
+            request,
+            name,
+        )
+    return msgspec.structs.replace(params, max_new_tokens=asked)
+
+
+def too_long(message: str, request: GenerationRequest, param: str | None = None) -> ApiError:
+    param = param or ("messages" if isinstance(request, ChatCompletionRequest) else "prompt")
+    return bad_request(message, param, "context_length_exceeded")
+
+
+def field_name(field: str, request: GenerationRequest) -> str:
+    """What the request calls a sampling parameter."""
+    chat = isinstance(request, ChatCompletionRequest)
+    if field == "max_new_tokens":
+        return "max_completion_tokens" if chat and request.max_completion_tokens is not None else "max_tokens"
+    if field in ("prompt_logprobs", "top_logprobs") and not chat:
+        return "logprobs"
+    return "min_tokens" if field == "min_new_tokens" else field
+
+
+def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(len(text) > MAX_STOP_LENGTH for text in stops):
+        raise bad_request(f"stop must have strings of at most {MAX_STOP_LENGTH} characters", "stop")
+    return stops
+
+
+def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
+    if not bias:
+        return None
+    ids = {}
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise bad_request(f"logit_bias has the key {key[:40]!r}, but keys must be token ids", "logit_bias")
+        ids[int(key)] = value
+    return ids

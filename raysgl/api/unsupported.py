@@ -1,0 +1,92 @@
+"""Fields that other servers know and this one does not yet: refused by name, unless their value asks for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from raysgl.api.errors import ApiError, bad_request
+
+NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+
+ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+    "tools": NOTHING,
+    "tool_choice": (None, "none"),
+    "parallel_tool_calls": (None, True, False),
+    "functions": NOTHING,
+    "function_call": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "json_schema": NOTHING,
+    "regex": NOTHING,
+    "ebnf": NOTHING,
+    "structural_tag": NOTHING,
+    "structured_outputs": NOTHING,
+    "guided_json": NOTHING,
+    "guided_regex": NOTHING,
+    "guided_choice": NOTHING,
+    "guided_grammar": NOTHING,
+    "stop_regex": NOTHING,
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "use_beam_search": NOTHING,
+    "modalities": (None, ["text"]),
+    "audio": NOTHING,
+    "prediction": NOTHING,
+    "web_search_options": NOTHING,
+    "verbosity": NOTHING,
+    "separate_reasoning": (None, True),
+    "stream_reasoning": (None, True),
+    "max_thinking_tokens": NOTHING,
+    "lora_path": NOTHING,
+    "session_params": NOTHING,
+    "custom_logit_processor": NOTHING,
+    "custom_params": NOTHING,
+    "chat_template": NOTHING,
+    "documents": NOTHING,
+    "return_hidden_states": NOTHING,
+    "return_meta_info": NOTHING,
+    "return_token_ids": NOTHING,
+    "return_prompt_token_ids": NOTHING,
+    "prompt_logprobs": NOTHING,
+    "spaces_between_special_tokens": (None, True),
+    "include_stop_str_in_output": NOTHING,
+    "allowed_token_ids": NOTHING,
+    "bad_words": NOTHING,
+    "truncate_prompt_tokens": NOTHING,
+    "bootstrap_host": NOTHING,
+    "bootstrap_port": NOTHING,
+    "bootstrap_room": NOTHING,
+    "routed_dp_rank": NOTHING,
+}
+"""name -> values that are the same as leaving it out."""
+
+INSTEAD = {
+    "include_stop_str_in_output": "no_stop_trim",
+    "chat_template": "the setting chat_template, or chat_template_kwargs",
+    "return_prompt_token_ids": "POST /tokenize",
+}
+
+
+def refuse_unsupported(known: Container[str], data: dict[str, Any]) -> None:
+    """ApiError 400 for the first field of `data` that is not supported; drops those that ask for nothing."""
+    for name in [name for name in data if name not in known and name in ASKS_FOR_NOTHING]:
+        value = data[name]
+        if not any(value == nothing and type(value) is type(nothing) for nothing in ASKS_FOR_NOTHING[name]):
+            hint = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
+            raise bad_request(f"{name} is not supported{hint}", name, "unsupported_parameter")
+        del data[name]
+
+
+def refuse_parts(messages: Any) -> None:
+    """ApiError 400 for the first content part that is no text (images and the like)."""
+    for i, message in enumerate(messages if isinstance(messages, list) else ()):
+        content = message.get("content") if isinstance(message, dict) else None
+        for j, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                where = f"messages.{i}.content.{j}"
+                raise _unsupported_part(where, kind)
+
+
+def _unsupported_part(where: str, kind: str) -> ApiError:
+    return bad_request(f"{where} has the type {kind[:40]!r}, but only text parts are supported", where, "unsupported_parameter")

@@ -1,0 +1,95 @@
+"""Tokenizers, templates and a model for the API's tests. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from raysgl.api.chat_template import ChatTemplate
+from raysgl.api.served_model import ServedModel
+from raysgl.api.tokenizer import Tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. The capital of France is Paris.",
+    "Numbers such as 12345 and 67890, punctuation: (a), [b], {c}; and code: for i in range(10): print(i)",
+    "Größe, naïve, façade, 東京 は 日本 の 首都 です。 Привет, мир! 👩‍👩‍👧 🙂 e\u0301",
+]
+
+
+def byte_level_tokenizer(folder: Path) -> Path:
+    """A small real byte-level BPE tokenizer with ChatML's special tokens."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def pieces_tokenizer(folder: Path) -> Path:
+    """A tokenizer of Llama 2's kind: ▁ for spaces, byte fallback, a decoder that strips the first space, BOS."""
+    words = ["▁The", "▁quick", "▁fox", "▁", "T", "h", "e", "q", "u", "i", "c", "k", "f", "o", "x", "▁t", "t", "▁Th", "▁q", "▁f"]
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    vocab |= {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    vocab |= {word: 259 + i for i, word in enumerate(words)}
+    merges = [("▁", "t"), ("▁", "T"), ("▁T", "h")]
+    vocab |= {"▁T": len(vocab), "▁The": vocab["▁The"]}
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab, [*merges, ("▁Th", "e")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    backend.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return folder
+
+
+def metaspace_tokenizer(folder: Path) -> Path:
+    """A kind that the detokeniser has no table for."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False))
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+MAKERS = {"bytes": byte_level_tokenizer, "pieces": pieces_tokenizer, "metaspace": metaspace_tokenizer}
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folders: dict[str, Path]) -> Tokenizer:
+    return Tokenizer.load(tokenizer_folders["bytes"])
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer, tokenizer_folders: dict[str, Path]) -> ServedModel:
+    template = ChatTemplate.load(tokenizer_folders["bytes"], tokenizer)
+    return ServedModel("tiny", "/models/tiny", tokenizer, template, 512, tokenizer.vocab_size, (2,), created=1_700_000_000)
