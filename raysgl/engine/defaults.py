@@ -1,0 +1,53 @@
+"""Engine limits that the config leaves open: what they are on this device, for this model. No torch, no Ray."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from raysgl.config import EngineConfig
+
+MAX_RUNNING = {"cuda": 256, "cpu": 64}
+STEP_TOKENS = {"cuda": 8192, "cpu": 512}
+QUEUED_PER_RUNNING = 4
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What scheduler and runner must agree on.
+
+    max_running: slots, so sequences that run at a time. max_queued: sequences that may wait before one is refused.
+    step_tokens: tokens that one step computes at most; 0: prompts are not chunked.
+    context_length: tokens of prompt and output together. cpu_threads: torch threads of one shard on cpu.
+    """
+
+    max_running: int
+    max_queued: int
+    step_tokens: int
+    context_length: int
+    cpu_threads: int
+
+    @property
+    def largest_prefill(self) -> int:
+        """The most tokens that one row computes in a step."""
+        return min(self.step_tokens or self.context_length, self.context_length)
+
+
+def resolve_defaults(config: EngineConfig, device: str, context_length: int) -> EngineLimits:
+    """Fill in what the config leaves open. device: "cpu" or "cuda". context_length: the checkpoint's."""
+    running = config.max_running_requests or MAX_RUNNING[device]
+    queued, chunk = config.max_queued_requests, config.chunked_prefill_size
+    return EngineLimits(
+        max_running=running,
+        max_queued=QUEUED_PER_RUNNING * running if queued is None else queued,
+        step_tokens=max(0, STEP_TOKENS[device] if chunk is None else chunk),
+        context_length=config.context_length or context_length,
+        cpu_threads=config.cpu_threads or max(1, usable_cores() // config.tp_size),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,220 @@
+"""Runs step plans on one shard: where torch begins.
+
+Every rank makes one with the same config and launches the same plans in the same order. Rank 0 samples; the others get its tokens
+on the device. Legend: `raysgl.kernels.batch`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from raysgl.config import EngineConfig
+from raysgl.distributed import TPGroup
+from raysgl.engine import memory, profile
+from raysgl.engine.defaults import resolve_defaults
+from raysgl.engine.pending import LaunchedStep, StepOutputs
+from raysgl.engine.plan import SlotInit, StepPlan, ints
+from raysgl.engine.slots import Slots
+from raysgl.kernels.attention import KVCache, create_backend, page_bytes
+from raysgl.kernels.batch import ForwardBatch
+from raysgl.messages import pack_ids
+from raysgl.models import Checkpoint
+from raysgl.models.loader import choose_dtype, load_model
+from raysgl.sampling.logprobs import Logprobs, join, logprobs_of
+from raysgl.sampling.params import SamplingParams
+from raysgl.sampling.sampler import Sampler
+from raysgl.sampling.transfer import upload
+
+log = logging.getLogger(__name__)
+
+PROMPT_LOGITS_BYTES = 128 << 20
+"""Logits of prompt tokens are made so many bytes at a time: those of a whole chunk may not fit."""
+
+
+class ModelRunner:
+    """See `raysgl.engine.plan.Runner`. Not thread safe: one thread launches.
+
+    num_pages, page_size, context_length, vocab_size: of the pool and the model. max_running: slots.
+    memory: a `MemoryReport`. device_name: for people.
+    Raises `ModelError` for a model that cannot be served, or a pool that does not fit.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        rank: int,
+        tp: TPGroup,
+        device: torch.device | str,
+        progress: Callable[[str], None] | None = None,
+    ):
+        self._rank, self._tp = rank, tp
+        self.device = torch.device(device)
+        self._stream = None
+        self._threads, self._thread = 0, -1
+        tell = progress or (lambda text: None)
+        hf = checkpoint.config()
+        limits = resolve_defaults(config, self.device.type, hf.max_position_embeddings)
+        if self.device.type == "cpu":
+            self._threads = limits.cpu_threads
+        self._use_threads()
+        dtype = choose_dtype(config.dtype, hf, self.device)
+        self._model = load_model(config, checkpoint, tp, self.device, dtype, _Milestones(tell))
+        self.limits = limits
+        self.page_size = config.page_size
+        self.context_length = limits.context_length
+        self.vocab_size = hf.vocab_size
+        self.max_running = limits.max_running
+
+        def new_cache(num_pages: int) -> KVCache:
+            heads = hf.kv_heads_per_rank(tp.size)
+            return KVCache(hf.num_layers, num_pages, config.page_size, heads, hf.head_dim, dtype, self.device)
+
+        def new_attention(cache: KVCache):
+            return create_backend(config.attention_backend, cache, hf.num_heads // tp.size, hf.windows)
+
+        weights = memory.weight_bytes(self._model)
+        activations = 0
+        if self.device.type == "cuda":
+            tell("measuring memory")
+            cache = new_cache(1)
+            activations = profile.largest_step(self._model, new_attention(cache), limits, config.page_size, self.device)
+            del cache
+            budget = memory.cuda_budget(config, weights, activations, self.device)
+            self._stream = torch.cuda.Stream(self.device)
+        else:
+            budget = memory.cpu_budget(config, weights)
+        one_page = page_bytes(hf.num_layers, config.page_size, hf.kv_heads_per_rank(tp.size), hf.head_dim, dtype)
+        self.num_pages = self._least(memory.pool_pages(config, limits, one_page, budget))
+        tell("allocating the KV cache")
+        self._cache = new_cache(self.num_pages)
+        self._attention = new_attention(self._cache)
+        self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
+        self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
+        self.memory = memory.MemoryReport(weights, activations, self._cache.num_bytes, self.num_pages * config.page_size)
+        self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        tell("warming up")
+        self.warm_up()
+        log.info("rank %d on %s: %s", rank, self.device_name, self.memory)
+        if self.num_pages * config.page_size < self.context_length:
+            log.warning(
+                "the KV cache holds %d tokens, less than the context length %d: longer requests are refused",
+                self.num_pages * config.page_size,
+                self.context_length,
+            )
+
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Run a step. On cuda it returns when everything is launched, on cpu when the step has run; on cpu it raises itself."""
+        if self._stream is None:
+            self._use_threads()
+            return self._launch(plan)
+        with torch.cuda.stream(self._stream):
+            return self._launch(plan)
+
+    def warm_up(self) -> None:
+        """Run a small prefill and a decode step, into the padding page: libraries do their first-time work here."""
+        init = SlotInit(slot=0, sampling=SamplingParams(temperature=0.0), seed=0, num_prompt=1)
+        count = max(1, min(2 * self.page_size, self.context_length - 1))
+        one = pack_ids([1])
+        if self._stream is not None:  # what was loaded lies in the default stream
+            self._stream.wait_stream(torch.cuda.default_stream(self.device))
+        self.launch(
+            StepPlan(0, pack_ids([0]), pack_ids([0]), pack_ids([count]), one, 0, pack_ids([0] * count), b"", b"", b"", [init])
+        ).result()
+        if count < self.context_length:
+            self.launch(StepPlan(0, pack_ids([0]), pack_ids([count]), one, one, 1, b"", b"", b"", b"", [])).result()
+
+    # ---------------------------------------------------------------- one step
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan) -> LaunchedStep:
+        batch, rows = self._slots.prepare(plan)
+        if self._sampler is not None:
+            for init in plan.init:
+                self._sampler.init_slot(
+                    init.slot,
+                    init.sampling,
+                    init.seed,
+                    init.num_output,
+                    ints(init.prompt_ids),
+                    ints(init.output_ids),
+                    init.stop_ids,
+                )
+        self._attention.plan(batch)
+        hidden_TD = self._model(batch, self._attention)
+        prompt_rows, prompt_logprobs = self._prompt_logprobs(plan, batch, hidden_TD) if plan.prompt_logprobs_S else ([], None)
+        tokens_L, asking, logprobs = self._sample(batch, rows.slots_L, hidden_TD)
+        if len(rows.slots_L):
+            self._slots.sampled(rows, self._tp.broadcast(tokens_L))
+        return LaunchedStep(StepOutputs(tokens_L, asking, logprobs, prompt_rows, prompt_logprobs))
+
+    def _sample(
+        self, batch: ForwardBatch, slots_L: np.ndarray, hidden_TD: torch.Tensor
+    ) -> tuple[torch.Tensor, list[int], Logprobs | None]:
+        """Tokens (on other ranks than 0: room for them), rows that asked for log probabilities, and those."""
+        count = len(slots_L)
+        if count:
+            whole = count == hidden_TD.shape[0]
+            logits_LV = self._model.logits(hidden_TD if whole else hidden_TD.index_select(0, batch.logits_L))
+            if self._sampler is not None:
+                sampled = self._sampler.sample(logits_LV, slots_L)
+                return sampled.tokens_L, sampled.asking, sampled.logprobs
+        return torch.empty(count, dtype=torch.int64, device=self.device), [], None
+
+    def _prompt_logprobs(
+        self, plan: StepPlan, batch: ForwardBatch, hidden_TD: torch.Tensor
+    ) -> tuple[list[tuple[int, int]], Logprobs | None]:
+        """For rows that ask: (row, its tokens), and the log probabilities of the tokens that follow, row after row."""
+        wanted_S = ints(plan.prompt_logprobs_S)
+        rows = np.flatnonzero(wanted_S >= 0).tolist()
+        asked = [(row, batch.query_lens[row]) for row in rows]
+        if not asked:
+            return [], None
+        ends = np.cumsum(ints(plan.counts_S))
+        tokens = np.concatenate([np.arange(ends[row] - count, ends[row]) for row, count in asked])
+        counts = np.repeat(wanted_S[rows], [count for _, count in asked]).tolist()
+        targets = upload(ints(plan.prompt_targets_T).astype(np.int64), self.device)
+        indices = upload(tokens, self.device)
+        most = max(counts)
+        piece = max(1, PROMPT_LOGITS_BYTES // (4 * self.vocab_size))
+        parts = []
+        for begin in range(0, len(tokens), piece):
+            part = slice(begin, begin + piece)
+            # All ranks must take part in this, in equal pieces.
+            logits = self._model.logits(hidden_TD.index_select(0, indices[part]))
+            if self._sampler is not None:
+                parts.append(logprobs_of(logits, targets[part], counts[part], most))
+        return asked, join(parts) if parts else None
+
+    # ---------------------------------------------------------------- odds and ends
+
+    def _least(self, pages: int) -> int:
+        """The smallest of all ranks' numbers."""
+        if self._tp.size == 1:
+            return pages
+        return int(self._tp.all_gather(torch.tensor([[pages]], device=self.device)).min())
+
+    def _use_threads(self) -> None:
+        """OpenMP keeps its thread count per thread, so whichever thread launches must set it."""
+        if self._threads and self._thread != threading.get_ident():
+            self._thread = threading.get_ident()
+            torch.set_num_threads(self._threads)
+
+
+class _Milestones:
+    """Passes on every tenth part of a long job."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self._tell = tell
+        self._last: tuple[int, str] | None = None
+
+    def __call__(self, done: float, what: str) -> None:
+        now = (int(done * 10), what)
+        if now != self._last:
+            self._last = now
+            self._tell(f"{what}: {now[0] * 10}%")

@@ -1,0 +1,152 @@
+"""From logits to tokens, for all rows of a step at once.
+
+In this order: repetition, frequency and presence penalty, logit bias, the mask of min_new_tokens; then temperature, top-k, top-p,
+min-p, draw. What a step needs is decided from host flags, so nothing waits for the device, and a step of greedy rows is an argmax.
+Legend: L rows that sample, R some of them, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raysgl.sampling import filters
+from raysgl.sampling import slot_settings as column
+from raysgl.sampling.logprobs import Logprobs, logprobs_of
+from raysgl.sampling.noise import uniforms
+from raysgl.sampling.params import SamplingParams
+from raysgl.sampling.penalties import TokenCounts
+from raysgl.sampling.slot_settings import SlotSettings
+from raysgl.sampling.transfer import upload
+
+NO_IDS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """tokens_L: int64 on the device. logprobs: of the rows `asking` (indices into L), in that order; None if no row asked."""
+
+    tokens_L: torch.Tensor
+    asking: list[int]
+    logprobs: Logprobs | None
+
+
+class Sampler:
+    """Samples for the sequences of `num_slots` slots. Calls must be in the order in which steps run."""
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device):
+        self.settings = SlotSettings(num_slots, vocab_size)
+        self.counts = TokenCounts(num_slots, vocab_size, device)
+        self._device = device
+
+    def init_slot(
+        self,
+        slot: int,
+        sampling: SamplingParams,
+        seed: int,
+        num_output: int = 0,
+        prompt_ids: np.ndarray = NO_IDS,
+        output_ids: np.ndarray = NO_IDS,
+        stop_ids: tuple[int, ...] = (),
+    ) -> None:
+        """A sequence takes the slot. See `raysgl.engine.plan.SlotInit` for the arguments."""
+        self.settings.set(slot, sampling, seed, num_output, stop_ids)
+        if sampling.penalised:
+            self.counts.init(slot, prompt_ids, output_ids)
+
+    @torch.inference_mode()
+    def sample(self, logits_LV: torch.Tensor, slots_L: np.ndarray) -> Sampled:
+        """One token for each row; row i belongs to slot `slots_L[i]`, and no slot is there twice. May overwrite the logits."""
+        settings = self.settings
+        numbers_LC = settings.numbers_NC[slots_L]
+        asking = np.flatnonzero(settings.logprobs_N[slots_L] >= 0)
+        raw_RV = self._pick(logits_LV, asking, copy=True) if len(asking) else None
+        logits_LV = self._adjust(logits_LV, slots_L, numbers_LC)
+        greedy_L = settings.greedy_N[slots_L]
+        if greedy_L.all():
+            tokens_L = logits_LV.argmax(-1)
+        elif not greedy_L.any():
+            tokens_L = self._draw(logits_LV, slots_L, numbers_LC)
+        else:
+            tokens_L = logits_LV.argmax(-1)
+            drawing = np.flatnonzero(~greedy_L)
+            drawn_R = self._draw(self._pick(logits_LV, drawing), slots_L[drawing], numbers_LC[drawing])
+            tokens_L.index_copy_(0, upload(drawing, self._device), drawn_R)
+        settings.num_output_N[slots_L] += 1
+        penalised = np.flatnonzero(settings.penalised_N[slots_L])
+        if len(penalised):
+            slots_R = upload(slots_L[penalised].astype(np.int64), self._device)
+            self.counts.add(slots_R, self._pick(tokens_L, penalised))
+        logprobs = None
+        if raw_RV is not None:
+            counts = settings.logprobs_N[slots_L[asking]].tolist()
+            logprobs = logprobs_of(raw_RV, self._pick(tokens_L, asking), counts, max(counts))
+        return Sampled(tokens_L, asking.tolist(), logprobs)
+
+    def _pick(self, tensor: torch.Tensor, rows: np.ndarray, copy: bool = False) -> torch.Tensor:
+        """These rows; the tensor itself when they are all of it, unless it must be a copy."""
+        if len(rows) == tensor.shape[0]:
+            return tensor.clone() if copy else tensor
+        return tensor.index_select(0, upload(rows, self._device))
+
+    def _put(self, tensor: torch.Tensor, rows: np.ndarray, values: torch.Tensor) -> torch.Tensor:
+        """The tensor with these rows replaced; it is overwritten."""
+        if len(rows) == tensor.shape[0]:
+            return values
+        return tensor.index_copy_(0, upload(rows, self._device), values)
+
+    # ---------------------------------------------------------------- what changes logits
+
+    def _adjust(self, logits_LV: torch.Tensor, slots_L: np.ndarray, numbers_LC: np.ndarray) -> torch.Tensor:
+        settings = self.settings
+        if (rows := np.flatnonzero(settings.penalised_N[slots_L])).size:
+            logits_RV = self._pick(logits_LV, rows)
+            numbers_RC = upload(numbers_LC[rows], self._device).to(logits_LV.dtype)
+            penalised_RV = self.counts.apply(
+                logits_RV,
+                upload(slots_L[rows].astype(np.int64), self._device),
+                numbers_RC[:, column.FREQUENCY],
+                numbers_RC[:, column.PRESENCE],
+                numbers_RC[:, column.REPETITION],
+            )
+            logits_LV = self._put(logits_LV, rows, penalised_RV)
+        if (rows := np.flatnonzero(settings.biased_N[slots_L])).size:
+            ids_RB = upload(settings.bias_ids.pick(slots_L[rows]), self._device)
+            values_RB = upload(settings.bias_values.pick(slots_L[rows]), self._device).to(logits_LV.dtype)
+            logits_LV = self._put(logits_LV, rows, self._pick(logits_LV, rows).scatter_add_(1, ids_RB, values_RB))
+        if (rows := np.flatnonzero(settings.num_output_N[slots_L] < settings.min_new_N[slots_L])).size:
+            ids_RB = upload(settings.stop_ids.pick(slots_L[rows]), self._device)
+            logits_LV = self._put(logits_LV, rows, self._pick(logits_LV, rows).scatter_(1, ids_RB, float("-inf")))
+        return logits_LV
+
+    # ---------------------------------------------------------------- temperature, filters, noise
+
+    def _draw(self, logits_LV: torch.Tensor, slots_L: np.ndarray, numbers_LC: np.ndarray) -> torch.Tensor:
+        settings = self.settings
+        numbers_LC[:, column.UNIFORM] = uniforms(settings.seeds_N[slots_L], settings.num_output_N[slots_L])
+        numbers = upload(numbers_LC, self._device)
+        x_LV = logits_LV.float()
+        x_LV = x_LV.sub_(x_LV.amax(-1, keepdim=True)).div_(numbers[:, column.TEMPERATURE].float().unsqueeze(1))
+        w_LV, total_L = filters.weights(x_LV)
+        filtered = np.flatnonzero(settings.filtered_N[slots_L])
+        least_L = None
+        if len(filtered):
+            max_top_k = int(numbers_LC[filtered, column.TOP_K].max())
+            numbers_RC = self._pick(numbers, filtered)
+            found_R = filters.thresholds(
+                self._pick(x_LV, filtered),
+                self._pick(total_L, filtered).float(),
+                numbers_RC[:, column.TOP_P].float(),
+                numbers_RC[:, column.TOP_K].long(),
+                max_top_k,
+            )
+            least_L = torch.full_like(total_L, float("-inf"), dtype=torch.float32)
+            least_L = self._put(least_L, filtered, found_R)
+        if settings.min_p_N[slots_L].any():
+            min_p_L = numbers[:, column.LOG_MIN_P].float()
+            least_L = min_p_L if least_L is None else torch.maximum(least_L, min_p_L)
+        if least_L is not None:
+            w_LV[:, : x_LV.shape[1]].mul_(x_LV >= least_L.unsqueeze(1))
+        return filters.draw(w_LV, numbers[:, column.UNIFORM])
