@@ -26,6 +26,6 @@ def test_ids_are_times():
 
 
 def test_a_server_that_cannot_start_says_why():
-    with pytest.raises(server.ServerFailed, match=r"ended with 1:(.|\n)*'/no/such/model' does not exist"):
-        with server.running({"model_path": "/no/such/model"}):
-            pass
+    said = r"ended with 1:(.|\n)*'/no/such/model' does not exist"
+    with pytest.raises(server.ServerFailed, match=said), server.running({"model_path": "/no/such/model"}):
+        pass
