@@ -1,0 +1,80 @@
+"""Fused row operations against their torch references."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from raysgl.kernels import activation, norm, rotary
+from raysgl.kernels.triton.activation import silu_mul
+from raysgl.kernels.triton.norm import add_rms_norm, rms_norm
+from raysgl.kernels.triton.rotary import rotary_table, rotate_and_write
+from tests.kernels.triton.paged import assert_close
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def normal(*shape: int, dtype=torch.float32, device="cpu", seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "dim"), [(1, 64), (5, 96), (3, 576)])
+def test_rms_norm(rows, dim, dtype, device):
+    x, residual = normal(rows, dim, dtype=dtype, device=device), normal(rows, dim, dtype=dtype, device=device, seed=1)
+    weight = normal(dim, dtype=dtype, device=device, seed=2)
+    assert_close(rms_norm(x, weight, 1e-5), norm.rms_norm(x.double(), weight.double(), 1e-5).cpu(), dtype)
+
+    want_stream = x + residual
+    out, stream = add_rms_norm(x, residual, weight, 1e-5)
+    assert stream is residual
+    assert torch.equal(stream, want_stream)
+    assert_close(out, norm.rms_norm(want_stream.double(), weight.double(), 1e-5).cpu(), dtype)
+
+
+def test_rms_norm_of_strided_rows_in_place(device):
+    wide = normal(4, 200, device=device)
+    x, weight = wide[:, :96], normal(96, device=device, seed=1)
+    assert_close(rms_norm(x, weight, 1e-6), norm.rms_norm(x, weight, 1e-6).double().cpu(), torch.float32)
+    x = x.contiguous()
+    want = norm.rms_norm(x, weight, 1e-6).double().cpu()
+    assert rms_norm(x, weight, 1e-6, out_TD=x) is x
+    assert_close(x, want, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_mul(dtype, device):
+    x = normal(3, 2 * 300, dtype=dtype, device=device) * 4
+    assert_close(silu_mul(x), activation.silu_mul(x).double().cpu(), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 64), (9, 3, 64), (2, 2, 96)])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_rotate_and_write(heads, kv_heads, dim, dtype, qk_norm, device):
+    tokens, page_size = 5, 4
+    qkv = normal(tokens, heads + 2 * kv_heads, dim, dtype=dtype, device=device)
+    cache = torch.full((2, 6, page_size, kv_heads, dim), 7.0, dtype=dtype, device=device)
+    slots = torch.tensor([5, 0, 23, 9, 8], device=device)
+    positions = torch.tensor([0, 3, 100, 17, 16], device=device)
+    inv_freq = 1.0 / 10000 ** (torch.arange(0, dim, 2, device=device) / dim)
+    weights = [normal(dim, dtype=dtype, device=device, seed=i) if qk_norm else None for i in (1, 2)]
+
+    q, k, v = qkv.double().split([heads, kv_heads, kv_heads], dim=1)
+    if qk_norm:
+        q, k = (norm.rms_norm(x, w.double(), 1e-6) for x, w in zip((q, k), weights, strict=True))
+    factors = rotary.cos_sin(positions, inv_freq, 1.0, torch.float64)
+    q, k = rotary.rotate(q, *factors), rotary.rotate(k, *factors)
+    want = cache.double().view(2, -1, kv_heads, dim)
+    want[0, slots], want[1, slots] = k, v
+
+    # By position out of a long table, and by token out of a step's.
+    for table, index in ((rotary_table(torch.arange(128, device=device), inv_freq), positions), (None, None)):
+        table = rotary_table(positions, inv_freq) if table is None else table
+        out = rotate_and_write(qkv.flatten(1), cache[0], cache[1], slots, table, index, *weights)
+        assert_close(out, q.cpu(), dtype)
+        assert_close(cache, want.view(cache.shape).cpu(), dtype)
+        assert torch.equal(cache[1].view(-1, kv_heads, dim)[slots], qkv[:, heads + kv_heads :])
+        cache.fill_(7.0)
