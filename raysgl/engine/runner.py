@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from raysgl.kernels.attention import KVCache, create_backend, page_bytes
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.messages import pack_ids
 from raysgl.models import Checkpoint
+from raysgl.models.checkpoint import Progress
 from raysgl.models.loader import choose_dtype, load_model
 from raysgl.sampling.logprobs import Logprobs, join, logprobs_of
 from raysgl.sampling.params import SamplingParams
@@ -51,20 +51,20 @@ class ModelRunner:
         rank: int,
         tp: TPGroup,
         device: torch.device | str,
-        progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ):
         self._rank, self._tp = rank, tp
         self.device = torch.device(device)
         self._stream = None
         self._threads, self._thread = 0, -1
-        tell = progress or (lambda text: None)
+        tell = progress or (lambda done, what: None)
         hf = checkpoint.config()
         limits = resolve_defaults(config, self.device.type, hf.max_position_embeddings)
         if self.device.type == "cpu":
             self._threads = limits.cpu_threads
         self._use_threads()
         dtype = choose_dtype(config.dtype, hf, self.device)
-        self._model = load_model(config, checkpoint, tp, self.device, dtype, _Milestones(tell))
+        self._model = load_model(config, checkpoint, tp, self.device, dtype, progress)
         self.limits = limits
         self.page_size = config.page_size
         self.context_length = limits.context_length
@@ -81,7 +81,7 @@ class ModelRunner:
         weights = memory.weight_bytes(self._model)
         activations = 0
         if self.device.type == "cuda":
-            tell("measuring memory")
+            tell(0.0, "measuring memory")
             cache = new_cache(1)
             activations = profile.largest_step(self._model, new_attention(cache), limits, config.page_size, self.device)
             del cache
@@ -91,14 +91,14 @@ class ModelRunner:
             budget = memory.cpu_budget(config, weights)
         one_page = page_bytes(hf.num_layers, config.page_size, hf.kv_heads_per_rank(tp.size), hf.head_dim, dtype)
         self.num_pages = self._least(memory.pool_pages(config, limits, one_page, budget))
-        tell("allocating the KV cache")
+        tell(0.0, "allocating the KV cache")
         self._cache = new_cache(self.num_pages)
         self._attention = new_attention(self._cache)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
         self.memory = memory.MemoryReport(weights, activations, self._cache.num_bytes, self.num_pages * config.page_size)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        tell("warming up")
+        tell(0.0, "warming up")
         self.warm_up()
         log.info("rank %d on %s: %s", rank, self.device_name, self.memory)
         if self.num_pages * config.page_size < self.context_length:
@@ -204,17 +204,3 @@ class ModelRunner:
         if self._threads and self._thread != threading.get_ident():
             self._thread = threading.get_ident()
             torch.set_num_threads(self._threads)
-
-
-class _Milestones:
-    """Passes on every tenth part of a long job."""
-
-    def __init__(self, tell: Callable[[str], None]):
-        self._tell = tell
-        self._last: tuple[int, str] | None = None
-
-    def __call__(self, done: float, what: str) -> None:
-        now = (int(done * 10), what)
-        if now != self._last:
-            self._last = now
-            self._tell(f"{what}: {now[0] * 10}%")

@@ -6,7 +6,6 @@ import numpy as np
 
 from raysgl.sampling.noise import uniforms
 
-
 EXPECTED = [
     "0x1.4e0dba5e9a32fp-1",
     "0x1.6705460be8829p-1",

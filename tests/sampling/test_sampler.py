@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysgl.sampling import filters
 from raysgl.sampling.params import SamplingParams
 from raysgl.sampling.sampler import Sampler
 from tests.sampling import naive
@@ -87,17 +88,49 @@ def test_only_kept_tokens_are_drawn_and_all_kept_tokens_can_be(data):
     assert (found[wide] == kept[wide]).all()
 
 
-def test_the_nucleus_is_found_however_flat_the_distribution():
-    """2000 nearly equal tokens: neither tier of candidates holds the mass, so the threshold is bisected."""
+@pytest.mark.parametrize(
+    "params", [SamplingParams(top_p=0.6), SamplingParams(top_k=3000), SamplingParams(top_p=0.9, top_k=2000)]
+)
+def test_the_nucleus_is_found_however_flat_the_distribution(params):
+    """4000 nearly equal tokens: no tier of candidates holds the mass, so the threshold is bisected."""
     logits = torch.linspace(0, 0.5, 4000)[torch.randperm(4000, generator=torch.Generator().manual_seed(0))]
-    for params in (SamplingParams(top_p=0.6), SamplingParams(top_k=3000), SamplingParams(top_p=0.9, top_k=2000)):
-        kept = naive.probabilities(logits, params) > 0
-        expected = naive.probabilities(logits, params)
-        found = np.array(one_step(sampler_of([params] * 4000, 4000), logits.expand(4000, -1)))
-        assert kept[found].all()
-        least, most = logits[torch.from_numpy(kept)].min(), logits[torch.from_numpy(found)].min()
-        assert most - least < 0.01, "the nucleus is too small"
-        assert (expected > 0).sum() > 1024
+    expected = naive.probabilities(logits, params)
+    kept = np.flatnonzero(expected)
+    assert len(kept) > 1024
+    x = (logits - logits.max()).unsqueeze(0)
+    settings = sampler_of([params], 4000).settings.numbers_NC[0]
+    found = filters.thresholds(x, x.exp().sum(-1), torch.tensor([settings[1]]).float(), torch.tensor([int(settings[2])]), 4000)
+    assert np.array_equal(np.flatnonzero(x[0] >= found), kept)
+
+
+def test_rows_of_every_kind_find_their_thresholds_together():
+    """Some rows are done with few candidates, some need more, some the bisection; some have no filter at all."""
+    params = [
+        SamplingParams(top_p=0.5),
+        SamplingParams(),
+        SamplingParams(top_p=0.7),
+        SamplingParams(top_k=900),
+        SamplingParams(top_p=0.95),
+        SamplingParams(top_k=3),
+        SamplingParams(temperature=0.0),
+    ]
+    logits = random_logits(len(params), 3000, seed=5)
+    logits[2] *= 0.4
+    logits[4] *= 0.1
+    sampler = sampler_of(params, 3000)
+    for _ in range(30):
+        for row, token in enumerate(one_step(sampler, logits)):
+            assert naive.probabilities(logits[row], params[row])[token] > 0
+
+
+def test_bisection_and_candidates_agree():
+    logits = random_logits(40, 1000, seed=3)
+    x = logits - logits.amax(-1, keepdim=True)
+    generator = torch.Generator().manual_seed(1)
+    top_p, top_k = torch.rand(40, generator=generator), torch.randint(1, 1000, (40,), generator=generator)
+    found, covered = filters._of_candidates(x, x.exp().sum(-1), top_p, top_k, 999)
+    assert covered.all()
+    assert torch.equal(found, filters._bisect(x, top_p, top_k))
 
 
 def test_greedy_is_argmax():
