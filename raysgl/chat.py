@@ -10,6 +10,7 @@ import openai
 
 def run(url: str, model: str | None, system: str | None, temperature: float | None) -> str | None:
     """Read lines from stdin, stream the answers to stdout. Returns a sentence when it could not, else None."""
+    url = url if "://" in url else f"http://{url}"
     client = openai.OpenAI(base_url=url.rstrip("/").removesuffix("/v1") + "/v1", api_key="none", max_retries=0)
     try:
         served = [entry.id for entry in client.models.list()]

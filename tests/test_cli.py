@@ -129,5 +129,5 @@ def test_chat_keeps_the_conversation(server):
 
 
 def test_chat_refuses_a_model_that_is_not_served(server):
-    done = raysgl("chat", "--url", f"http://127.0.0.1:{server.server_port}/v1", "--model", "huge")
+    done = raysgl("chat", "--url", f"127.0.0.1:{server.server_port}/v1", "--model", "huge")
     assert done.returncode == 1 and "does not serve 'huge', but: tiny" in done.stderr
