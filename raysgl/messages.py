@@ -128,7 +128,7 @@ class StepOutput(msgspec.Struct, array_like=True, tag=True):
     step: int
     sent_at: float
     outputs: list[SequenceOutput]
-    load: "Load | None" = None
+    load: Load | None = None
 
 
 ToIngress = StepOutput | Flushed

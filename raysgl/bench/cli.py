@@ -62,6 +62,45 @@ def serve(
 
 
 @bench.command()
+def workloads(
+    names: Annotated[str, typer.Argument(help="which, such as S1,S2; all: every one")] = "all",
+    url: Annotated[str, typer.Option(help="where the server is")] = "http://127.0.0.1:30000",
+    model: Annotated[str | None, typer.Option(help="default: the server's first")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="client processes")] = 4,
+    seed: Annotated[int, typer.Option(help="of the prompts")] = 1,
+    json: Json = False,
+) -> None:
+    """The workloads of docs/performance.md (S1 latency to S7 multi-turn) against a running server."""
+    from raysgl.bench import load
+    from raysgl.bench.client import Target
+    from raysgl.bench.report import Report, percentile
+    from raysgl.bench.workloads import WORKLOADS, run
+
+    chosen = list(WORKLOADS) if names == "all" else names.split(",")
+    for name in chosen:
+        if name not in WORKLOADS:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(WORKLOADS)}")
+
+    def measure(stage: Callable[[str], None]) -> Report:
+        served = model or asyncio.run(load.first_model(Target.parse(url)))
+        report = Report(f"{served} at {url}, seed {seed}")
+        for name in chosen:
+            stage(f"{name}: {WORKLOADS[name].what}")
+            result, client = run(url, served, WORKLOADS[name], processes=processes, seed=seed)
+            good = result.good
+            report.add(f"{name}_errors", f"{name} errors", len(result.errors), result.errors[0][:80] if result.errors else "")
+            report.add(f"{name}_output_rate", f"{name} output", result.output_rate, "tokens/s")
+            report.add(f"{name}_input_rate", f"{name} input", sum(c.prompt_tokens for c in good) / result.seconds, "tokens/s")
+            for key, values in (("ttft", [c.ttft for c in good]), ("tpot", [c.tpot for c in good])):
+                for label, share in (("p50", 0.5), ("p99", 0.99)):
+                    report.add(f"{name}_{key}_{label}_ms", f"{name} {key} {label}", 1000 * percentile(values, share), "ms")
+            report.add(f"{name}_client", f"{name} busiest client", client, "of a core")
+        return report
+
+    _show(json, measure)
+
+
+@bench.command()
 def cpu(
     model_path: ModelPath = SMOLLM2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads, on both sides")] = 2,

@@ -49,5 +49,5 @@ class BackgroundRunner:
             plan, future = item
             try:
                 future.set_result(self._runner.launch(plan).result())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  (it belongs to whoever asks for the result)
                 future.set_exception(error)

@@ -6,8 +6,7 @@ import importlib
 import logging
 from collections.abc import Iterable
 
-import torch
-
+from raysgl.kernels.attention import flash_attn
 from raysgl.kernels.attention.interface import AttentionBackend
 from raysgl.kernels.attention.kv_cache import KVCache
 
@@ -15,25 +14,23 @@ logger = logging.getLogger(__name__)
 
 BACKENDS: dict[str, str] = {
     "torch": "raysgl.kernels.attention.torch_backend:TorchBackend",
+    "flash_attn": "raysgl.kernels.attention.flash_attn:FlashAttnBackend",
 }
 """name -> import path of a class with the constructor of `AttentionBackend`."""
 
-AUTO: dict[str, str] = {"cpu": "torch", "cuda": "torch"}
-"""device type -> the backend that `auto` means."""
 
-
-def choose_backend(name: str, device: torch.device) -> str:
-    """The name of the backend that `name` (an EngineConfig.attention_backend) means on this device."""
+def choose_backend(name: str, cache: KVCache) -> str:
+    """The name of the backend that `name` (an EngineConfig.attention_backend) means for this cache on its device."""
     if name != "auto":
         return name
-    chosen = AUTO[device.type]
-    logger.info("attention backend: %s (auto, on %s)", chosen, device.type)
+    chosen = "flash_attn" if flash_attn.usable(cache.device, cache.head_dim, cache.dtype) else "torch"
+    logger.info("attention backend: %s (auto, on %s)", chosen, cache.device.type)
     return chosen
 
 
 def create_backend(name: str, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)) -> AttentionBackend:
     """Make a backend for this cache. `num_heads` are the rank's query heads. Raises ValueError for an unknown name."""
-    chosen = choose_backend(name, cache.device)
+    chosen = choose_backend(name, cache)
     if chosen not in BACKENDS:
         raise ValueError(f"attention_backend is {chosen!r}, but must be auto or one of {', '.join(sorted(BACKENDS))}")
     module, _, attribute = BACKENDS[chosen].partition(":")
