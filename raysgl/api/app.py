@@ -95,7 +95,8 @@ def _add_gets(app: FastAPI, service: Service) -> None:
         """Prometheus text format, with SGLang's names."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.api_route("/flush_cache", methods=["GET", "POST"], openapi_extra=_FLUSH_PARAMETERS)
+    @app.get("/flush_cache", include_in_schema=False)
+    @app.post("/flush_cache", openapi_extra=_FLUSH_PARAMETERS)
     async def flush_cache(request: Request) -> Response:
         """Drop all cached prefixes; 400 while requests are running."""
         status, message = await operations.flush_cache(service, request.query_params)

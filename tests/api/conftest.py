@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import tokenizers
+import uvicorn
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from raysgl.api.app import create_app
 from raysgl.api.chat_template import ChatTemplate
 from raysgl.api.served_model import ServedModel
 from raysgl.api.tokenizer import Tokenizer
+from raysgl.config import ServerConfig
+from raysgl.messages import Finish
+
+from .fake_backend import FakeBackend, Script
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -93,3 +104,43 @@ def tokenizer(tokenizer_folders: dict[str, Path]) -> Tokenizer:
 def model(tokenizer: Tokenizer, tokenizer_folders: dict[str, Path]) -> ServedModel:
     template = ChatTemplate.load(tokenizer_folders["bytes"], tokenizer)
     return ServedModel("tiny", "/models/tiny", tokenizer, template, 512, tokenizer.vocab_size, (2,), created=1_700_000_000)
+
+
+class Server:
+    """A backend behind the app: `client` calls it in-process, `live` starts uvicorn on a free port."""
+
+    def __init__(self, backend: FakeBackend, **settings: object):
+        self.backend = backend
+        self.app = create_app(backend, ServerConfig(**settings))
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    @contextmanager
+    def live(self) -> Iterator[int]:
+        """The port."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", loop="uvloop", http="httptools"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            listener.close()
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(model: ServedModel) -> Callable[..., Server]:
+    """make(script, **settings): `script` is a Script, or a function of (input_ids, sampling, index)."""
+
+    def make(script: object = None, **settings: object) -> Server:
+        if script is None:
+            script = Script([[token] for token in model.tokenizer.encode("Hello 👩‍👩‍👧 world")], Finish("stop", 2))
+            script.steps.append([2])
+        return Server(FakeBackend(model, script if callable(script) else lambda *_: script), **settings)
+
+    return make
