@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from raysgl.kernels import activation, norm, rotary
+from raysgl.kernels.triton import runtime
 from raysgl.kernels.triton.activation import silu_mul
 from raysgl.kernels.triton.norm import add_rms_norm, rms_norm
 from raysgl.kernels.triton.rotary import rotary_table, rotate_and_write
@@ -30,8 +31,11 @@ def test_rms_norm(rows, dim, dtype, device):
     want_stream = x + residual
     out, stream = add_rms_norm(x, residual, weight, 1e-5)
     assert stream is residual
-    assert torch.equal(stream, want_stream)
-    assert_close(out, norm.rms_norm(want_stream.double(), weight.double(), 1e-5).cpu(), dtype)
+    if dtype == torch.bfloat16 and runtime.INTERPRETED:  # which cuts off bits where a GPU rounds
+        assert_close(stream, want_stream.double().cpu(), dtype)
+    else:
+        assert torch.equal(stream, want_stream)
+    assert_close(out, norm.rms_norm(stream.double(), weight.double(), 1e-5).cpu(), dtype)
 
 
 def test_rms_norm_of_strided_rows_in_place(device):
