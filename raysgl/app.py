@@ -4,7 +4,7 @@ serve run serve_configs/llama.yaml        # Ray Serve's own command
 raysgl serve serve_configs/llama.yaml     # ours: shows progress, exits with a reason, drains
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Serve reads the annotation of `build`'s argument to make it, and takes no strings.
 
 import re
 
