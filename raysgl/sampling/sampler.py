@@ -17,7 +17,7 @@ from raysgl.sampling import slot_settings as column
 from raysgl.sampling.logprobs import Logprobs, logprobs_of
 from raysgl.sampling.noise import uniforms
 from raysgl.sampling.params import SamplingParams
-from raysgl.sampling.penalties import TokenCounts
+from raysgl.sampling.penalties import TokenHistory
 from raysgl.sampling.slot_settings import SlotSettings
 from raysgl.sampling.transfer import upload
 
@@ -38,7 +38,7 @@ class Sampler:
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device):
         self.settings = SlotSettings(num_slots, vocab_size)
-        self.counts = TokenCounts(num_slots, vocab_size, device)
+        self.history = TokenHistory(num_slots, vocab_size, device)
         self._device = device
 
     def init_slot(
@@ -54,7 +54,7 @@ class Sampler:
         """A sequence takes the slot. See `raysgl.engine.plan.SlotInit` for the arguments."""
         self.settings.set(slot, sampling, seed, num_output, stop_ids)
         if sampling.penalised:
-            self.counts.init(slot, prompt_ids, output_ids)
+            self.history.init(slot, prompt_ids, output_ids)
 
     @torch.inference_mode()
     def sample(self, logits_LV: torch.Tensor, slots_L: np.ndarray) -> Sampled:
@@ -77,8 +77,7 @@ class Sampler:
         settings.num_output_N[slots_L] += 1
         penalised = np.flatnonzero(settings.penalised_N[slots_L])
         if len(penalised):
-            slots_R = upload(slots_L[penalised].astype(np.int64), self._device)
-            self.counts.add(slots_R, self._pick(tokens_L, penalised))
+            self.history.add(slots_L[penalised], self._pick(tokens_L, penalised))
         logprobs = None
         if raw_RV is not None:
             counts = settings.logprobs_N[slots_L[asking]].tolist()
@@ -100,26 +99,24 @@ class Sampler:
     # ---------------------------------------------------------------- what changes logits
 
     def _adjust(self, logits_LV: torch.Tensor, slots_L: np.ndarray, numbers_LC: np.ndarray) -> torch.Tensor:
+        """Penalties, bias, min_new_tokens, in place; only the logits concerned are touched."""
         settings = self.settings
+        logits_LV = logits_LV.contiguous()
+        flat = logits_LV.view(-1)
         if (rows := np.flatnonzero(settings.penalised_N[slots_L])).size:
-            logits_RV = self._pick(logits_LV, rows)
-            numbers_RC = upload(numbers_LC[rows], self._device).to(logits_LV.dtype)
-            penalised_RV = self.counts.apply(
-                logits_RV,
-                upload(slots_L[rows].astype(np.int64), self._device),
-                numbers_RC[:, column.FREQUENCY],
-                numbers_RC[:, column.PRESENCE],
-                numbers_RC[:, column.REPETITION],
-            )
-            logits_LV = self._put(logits_LV, rows, penalised_RV)
+            penalties = numbers_LC[rows][:, [column.FREQUENCY, column.PRESENCE, column.REPETITION]]
+            self.history.apply(logits_LV, rows, slots_L[rows], upload(penalties, self._device).to(logits_LV.dtype))
         if (rows := np.flatnonzero(settings.biased_N[slots_L])).size:
-            ids_RB = upload(settings.bias_ids.pick(slots_L[rows]), self._device)
-            values_RB = upload(settings.bias_values.pick(slots_L[rows]), self._device).to(logits_LV.dtype)
-            logits_LV = self._put(logits_LV, rows, self._pick(logits_LV, rows).scatter_add_(1, ids_RB, values_RB))
+            places = self._places(rows, settings.bias_ids.pick(slots_L[rows]))
+            values = upload(settings.bias_values.pick(slots_L[rows]).ravel(), self._device)
+            flat.scatter_add_(0, places, values.to(logits_LV.dtype))
         if (rows := np.flatnonzero(settings.num_output_N[slots_L] < settings.min_new_N[slots_L])).size:
-            ids_RB = upload(settings.stop_ids.pick(slots_L[rows]), self._device)
-            logits_LV = self._put(logits_LV, rows, self._pick(logits_LV, rows).scatter_(1, ids_RB, float("-inf")))
+            flat.index_fill_(0, self._places(rows, settings.stop_ids.pick(slots_L[rows])), float("-inf"))
         return logits_LV
+
+    def _places(self, rows_R: np.ndarray, ids_RB: np.ndarray) -> torch.Tensor:
+        """Where these tokens' logits are in the flattened logits."""
+        return upload((rows_R[:, None] * self.settings.vocab_size + ids_RB).ravel(), self._device)
 
     # ---------------------------------------------------------------- temperature, filters, noise
 

@@ -217,6 +217,26 @@ def test_penalties_bias_and_minimum_as_written_down(data):
             outputs[row].append(token)
 
 
+def test_penalties_of_texts_longer_than_the_first_tables():
+    """A long prompt beside a short one, and outputs that outgrow what was set aside."""
+    vocab_size = 2000
+    params = [SamplingParams(temperature=0.0, frequency_penalty=0.4, repetition_penalty=1.5)] * 2
+    prompts = [list(range(700)), [5]]
+    sampler = Sampler(2, vocab_size, CPU)
+    sampler.init_slot(1, params[1], 0, 0, np.array(prompts[1], np.int32))
+    outputs: list[list[int]] = [[], []]
+    for step in range(600):
+        if step == 20:
+            sampler.init_slot(0, params[0], 0, 0, np.array(prompts[0], np.int32))
+        rows = [1] if step < 20 else [0, 1]
+        logits = random_logits(len(rows), vocab_size, seed=step)
+        for row, logits_V, token in zip(rows, logits, one_step(sampler, logits, rows)):
+            if step % 40 == 0:
+                wanted = naive.adjusted(logits_V, params[row], prompts[row], outputs[row])
+                assert wanted[token] == pytest.approx(wanted.max(), abs=1e-5)
+            outputs[row].append(token)
+
+
 def test_a_slot_forgets_its_last_sequence():
     sampler = Sampler(1, 8, CPU)
     bias = {i: 50.0 for i in range(3)}
@@ -249,7 +269,7 @@ def test_log_probabilities_are_of_the_raw_logits():
         SamplingParams(),
         SamplingParams(temperature=0.3, logprobs=True, top_logprobs=0, presence_penalty=1.0),
     ]
-    sampled = sampler_of(params, 50).sample(logits.clone(), np.arange(3))
+    sampled = sampler_of(params, 50, prompt_ids=np.array([9], np.int32)).sample(logits.clone(), np.arange(3))
     expected = logits.double().log_softmax(-1)
     assert sampled.asking == [0, 2]
     first, third = sampled.logprobs.entries()

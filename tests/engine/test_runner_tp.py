@@ -1,0 +1,65 @@
+"""Two ranks on gloo run the same plans and agree with one, also where rank 0 samples with noise and reports log probabilities."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch.multiprocessing as mp
+
+from raysgl.sampling.params import SamplingParams
+from tests.engine.hand import Hand, Seq
+
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, logprobs=True, top_logprobs=2, prompt_logprobs=1)
+
+
+def run_plans(rank: int, size: int, port: int, folder: str, answers) -> None:
+    import torch
+
+    from raysgl import distributed, models
+    from raysgl.config import EngineConfig
+    from raysgl.engine.runner import ModelRunner
+
+    # float64: rounding cannot make another choice of a sum over ranks.
+    config = EngineConfig(
+        model_path=folder, dtype="float64", tp_size=size, page_size=4, max_running_requests=4, cpu_threads=1, context_length=100
+    )
+    group = distributed.start(rank, size, torch.device("cpu"), f"tcp://127.0.0.1:{port}", timeout_s=60)
+    runner = ModelRunner(config, models.resolve(folder), rank, group, "cpu")
+    hand = Hand(40, 4)
+    a, b = Seq(list(range(3, 20)), 3), Seq([7, 8, 9, 10, 11], 0, SAMPLED, seed=5)
+    results = [runner.launch(hand.plan(chunks=[(a, 9)])), runner.launch(hand.plan(chunks=[(a, 8), (b, 5)]))]
+    results += [runner.launch(hand.plan([b, a])) for _ in range(10)]
+    tokens = [step.result().token_ids for step in results]
+    last = runner._slots.last_token_N.tolist()
+    prompt = [round(entry.logprob, 6) for entry in results[1].result().prompt_logprobs[1]] if rank == 0 else None
+    answers.put((rank, tokens if rank == 0 else None, (last[0], last[3]), prompt, runner.num_pages))
+    group.close()
+
+
+def answers_of(size: int, folder: str) -> list[tuple]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    context = mp.get_context("spawn")
+    answers = context.Queue()
+    workers = [context.Process(target=run_plans, args=(rank, size, port, folder, answers)) for rank in range(size)]
+    for worker in workers:
+        worker.start()
+    try:
+        return sorted((answers.get(timeout=120) for _ in workers), key=lambda answer: answer[0])
+    finally:
+        for worker in workers:
+            worker.join(20)
+            worker.kill()
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_gives(tiny_checkpoint):
+    folder = str(tiny_checkpoint("llama"))
+    (alone,) = answers_of(1, folder)
+    first, second = answers_of(2, folder)
+    assert first[1] == alone[1]
+    assert first[2] == second[2] == (first[1][-1][0], first[1][-1][1])
+    assert first[3] == alone[3] and len(first[3]) == 5
+    assert first[4] == second[4] == alone[4] == 4 * 25
