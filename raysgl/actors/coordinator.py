@@ -30,6 +30,8 @@ POLL_S = 1.0
 GATHER_S = 0.01
 """How long news is gathered before a waiting `sync` is answered; bounds the answers to 100/s for each ingress."""
 UNUSED_S = 60.0
+CALL_RETRIES = 3
+"""A call made while the coordinator restarts (2 s) waits for it."""
 
 
 class ReplicaFacts(msgspec.Struct, array_like=True):
@@ -222,8 +224,11 @@ def connect(application: str) -> ActorHandle:
             lifetime="detached",
             get_if_exists=True,
             max_restarts=-1,
+            max_task_retries=CALL_RETRIES,
             max_concurrency=10_000,
             num_cpus=0,
+            # Not in the placement group of whoever came first: it would die with that replica.
+            scheduling_strategy="DEFAULT",
         )
         .remote((keys.public, keys.secret))
     )

@@ -89,7 +89,7 @@ class EngineReplica:
             log.exception("a shard died")
             if self._starting:  # say why, since nobody else will
                 reason = f"model {self._model.engine.name} cannot start: a shard died ({type(error).__name__}); see its log"
-                ray.get(self._coordinator.failed.remote(self._name, reason), timeout=ANSWER_S)
+                self._coordinator.failed.remote(self._name, reason).future().result(ANSWER_S)
             os._exit(1)
 
     # ---------------------------------------------------------------- called by Serve

@@ -123,11 +123,11 @@ class ModelShard:
 
     def register(self) -> Reply:
         answer = self._coordinator.register.remote(msgspec.msgpack.encode(self._info), self._handle)
-        return msgspec.msgpack.decode(ray.get(answer, timeout=ANSWER_S), type=Reply)
+        return msgspec.msgpack.decode(answer.future().result(ANSWER_S), type=Reply)
 
     def report(self, batch: KVEvents) -> Reply:
         answer = self._coordinator.report.remote(msgspec.msgpack.encode(batch))
-        return msgspec.msgpack.decode(ray.get(answer, timeout=ANSWER_S), type=Reply)
+        return msgspec.msgpack.decode(answer.future().result(ANSWER_S), type=Reply)
 
     def _progress(self, done: float, text: str) -> None:
         """`raysgl.models.checkpoint.Progress`: how much is done (0 to 1), and of what. Rank 0 speaks for all, about ten times."""

@@ -105,7 +105,12 @@ class App:
 
         from raysgl.actors import coordinator
 
-        return msgspec.msgpack.decode(ray.get(coordinator.connect(self.name).status.remote()), type=coordinator.Status)
+        while True:
+            try:
+                status = ray.get(coordinator.connect(self.name).status.remote())
+                return msgspec.msgpack.decode(status, type=coordinator.Status)
+            except ray.exceptions.RayError:  # it is restarting
+                time.sleep(0.1)
 
     def wait_serving(self, replicas: int, seconds: float = 90) -> None:
         """Until the coordinator knows so many replicas."""
