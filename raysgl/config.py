@@ -41,7 +41,9 @@ class EngineConfig(Settings):
     device: Device = Field("auto", description="auto: cuda where the cluster has a GPU, else cpu")
     tp_size: int = Field(1, ge=1, description="tensor parallel shards of one replica")
     cpu_threads: int | None = Field(None, ge=1, description="torch threads of a shard on cpu; default: cores / tp_size")
-    attention_backend: Literal["auto", "flash_attn", "torch"] = Field("auto", description="auto: by device and what is installed")
+    attention_backend: Literal["auto", "flash_attn", "torch"] = Field(
+        "auto", description="auto: by device and what is installed"
+    )
     random_seed: int = Field(0, description="of dummy weights")
 
     page_size: int = Field(16, ge=1, description="tokens in a KV page")
@@ -108,7 +110,6 @@ class ServerConfig(Settings):
     num_ingress: int = Field(1, ge=1, description="ingress replicas; those of one node share the port")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies get a 413")
     drain_timeout_s: float = Field(10.0, ge=0, description="how long a stopping ingress lets its answers finish")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the ingresses' own log")
 
 
 class AppConfig(Settings):

@@ -49,9 +49,7 @@ def run(streams: int, rate: float, seconds: float, stage: Callable[[str], None])
     for label, share in (("p50", 0.5), ("p99", 0.99)):
         note = "ms; goal: under 50" if label == "p99" else "ms"
         report.add(f"lag_{label}_ms", f"event-loop lag of the ingress, {label}", 1000 * percentile(vitals["lags"], share), note)
-    report.add(
-        "ingress_cpu_us", "ingress CPU for a token", 1e6 * vitals["cpu_s"] / max(1, sum(counts)), "µs"
-    )
+    report.add("ingress_cpu_us", "ingress CPU for a token", 1e6 * vitals["cpu_s"] / max(1, sum(counts)), "µs")
     return report
 
 
