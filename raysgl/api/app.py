@@ -20,6 +20,9 @@ from raysgl.api.metrics import Metrics
 from raysgl.api.service import Service
 from raysgl.config import ServerConfig
 
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own OpenTelemetry hooks, on by default where OpenTelemetry is installed, as it is with Ray."""
+
 REQUEST_TYPES: dict[str, tuple[type[BaseModel], ...]] = {
     "/v1/chat/completions": (protocol.ChatCompletionRequest,),
     "/v1/completions": (protocol.CompletionRequest,),
@@ -34,7 +37,9 @@ def create_app(backend: Backend, settings: ServerConfig | None = None) -> FastAP
     what the endpoints share."""
     gate = Gate()
     service = Service(backend, settings or ServerConfig(), gate, Metrics(backend, lambda: gate.open))
-    app = FastAPI(title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", redoc_url=None)
+    app = FastAPI(
+        title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", redoc_url=None, telemetry=NO_TELEMETRY
+    )
     app.state.gate, app.state.service = gate, service
     _add_posts(app, service)
     _add_gets(app, service)

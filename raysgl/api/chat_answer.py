@@ -27,7 +27,7 @@ class ChatAnswer(Answer):
         self._started: set[int] = set()
 
     def chunks(self, pieces: list[Piece]) -> bytes:
-        out = []
+        out: list[bytes] = []
         tail = self.tail()
         for piece in pieces:
             head = self._head + b'{"index":%d' % piece.index

@@ -72,7 +72,10 @@ def fit(params: SamplingParams, prompt_tokens: int, model: ServedModel, request:
             f"The prompt has {prompt_tokens} tokens, but the {what} of {model.name!r} holds {limit}, answer included", request
         )
     if asked is None:
-        asked = room if isinstance(request, ChatCompletionRequest) else min(COMPLETION_MAX_TOKENS, room)
+        default = (
+            model.defaults.get("max_new_tokens", room) if isinstance(request, ChatCompletionRequest) else COMPLETION_MAX_TOKENS
+        )
+        asked = min(default, room)
         if params.min_new_tokens > asked:
             raise bad_request(f"min_tokens is {params.min_new_tokens}, but must be at most max_tokens ({asked})", "min_tokens")
     elif asked > room:

@@ -131,3 +131,6 @@ async def test_what_reaches_the_backend(server, model):
     assert fake.backend.last.sampling.seed is not None
     await post(fake, "/v1/completions", {"prompt": [5] * 505})
     assert fake.backend.last.sampling.max_new_tokens == 7
+    model.defaults["max_new_tokens"] = 30
+    await post(fake, "/v1/chat/completions", {"messages": body["messages"]})
+    assert fake.backend.last.sampling.max_new_tokens == 30
