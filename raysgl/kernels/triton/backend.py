@@ -1,0 +1,77 @@
+"""The attention backend `triton`: work lists once a step, then decode rows and prefill rows in launches of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from raysgl.kernels.attention.interface import AttentionLayer
+from raysgl.kernels.attention.kv_cache import KVCache
+from raysgl.kernels.batch import ForwardBatch
+from raysgl.kernels.triton.cascade import CascadePlan, cascade_decode, plan_cascade
+from raysgl.kernels.triton.decode import DecodePlan, paged_decode, plan_decode
+from raysgl.kernels.triton.prefill import PrefillPlan, paged_prefill, plan_prefill
+
+
+class TritonBackend:
+    """See `AttentionBackend`. All planning is on the device: a step of one shape may be captured in a CUDA graph."""
+
+    def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
+        self._cache = cache
+        self._group = num_heads // cache.num_kv_heads
+        self._windows = tuple(set(windows))
+        self._keys = [layer[0] for layer in cache.data]
+        self._values = [layer[1] for layer in cache.data]
+        self._decode: dict[int | None, DecodePlan] = {}
+        self._cascade: CascadePlan | None = None
+        self._prefill: PrefillPlan | None = None
+
+    def plan(self, batch: ForwardBatch) -> None:
+        rows, decodes = len(batch.query_lens), batch.num_decode
+        self._write_slots_T = batch.write_slots_T
+        self._page_table_SP = batch.page_table_SP
+        self._kv_lens_S = batch.kv_lens_S
+        self._num_decode = decodes
+        self._cascade = self._prefill = None
+        if decodes:
+            lens = batch.kv_lens_S[:decodes]
+            self._decode = {window: plan_decode(lens, self._cache.num_kv_heads, window) for window in self._windows}
+        if rows > decodes:
+            tokens = batch.token_ids_T.shape[0] - decodes
+            self._prefill = plan_prefill(batch.query_lens_S[decodes:], batch.kv_lens_S[decodes:], tokens, self._group)
+
+    def plan_cascade(self, group_S: torch.Tensor, shared_pages_J: torch.Tensor) -> None:
+        """After `plan`: decode rows of a group have their first pages in common, and layers without a window read them once.
+
+        group_S: int32, one for each decode row, -1 for none. shared_pages_J: int32, full pages that the group's rows share.
+        """
+        self._cascade = plan_cascade(
+            group_S,
+            shared_pages_J,
+            self._kv_lens_S[: self._num_decode],
+            self._cache.page_size,
+            self._group,
+            self._cache.num_kv_heads,
+        )
+
+    def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        self._cache.keys[layer.index].index_copy_(0, self._write_slots_T, k_TKH.to(self._cache.dtype))
+        self._cache.values[layer.index].index_copy_(0, self._write_slots_T, v_TKH.to(self._cache.dtype))
+        return self.attend(q_TNH, layer)
+
+    def attend(self, q_TNH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        """Attention alone, over keys and values that are in the cache already."""
+        keys, values, table = self._keys[layer.index], self._values[layer.index], self._page_table_SP
+        decodes = self._num_decode
+        parts = []
+        if decodes:
+            q_SNH, rows = q_TNH[:decodes], table[:decodes]
+            if self._cascade is not None and layer.window is None:
+                parts.append(cascade_decode(q_SNH, keys, values, rows, self._cascade, layer.scale))
+            else:
+                parts.append(paged_decode(q_SNH, keys, values, rows, self._decode[layer.window], layer.scale))
+        if self._prefill is not None:
+            rest = q_TNH[decodes:]
+            parts.append(paged_prefill(rest, keys, values, table[decodes:], self._prefill, layer.scale, layer.window))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
