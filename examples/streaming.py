@@ -37,5 +37,6 @@ while True:
             print(chunk.choices[0].delta.content, end="", flush=True)
         if chunk.usage:
             cached = chunk.usage.prompt_tokens_details.cached_tokens
-            print(f"\n[{cached} of {chunk.usage.prompt_tokens} prompt tokens were cached]", file=sys.stderr)
+            print()
+            print(f"[{cached} of {chunk.usage.prompt_tokens} prompt tokens were cached]", file=sys.stderr)
     messages.append({"role": "assistant", "content": answer})
