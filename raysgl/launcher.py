@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+import psutil
+
 from raysgl import check
 from raysgl.config import AppConfig
 from raysgl.config_file import ConfigError, load, read
@@ -79,7 +81,7 @@ class _Stopped(Exception):
 
 
 class _Signals:
-    """The first SIGTERM or SIGINT asks for a stop, the second ends the process at once (Ray's processes die with it).
+    """The first SIGTERM or SIGINT asks for a stop, the second kills this process and all it started.
 
     Handlers are set even where SIGINT was ignored: a shell's background job is to be stoppable like any other.
     """
@@ -104,6 +106,9 @@ class _Signals:
 
     def _handle(self, signum: int, frame: object) -> None:
         if self.received:
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
             os._exit(128 + signum)
         self.received = signum
         self._event.set()
