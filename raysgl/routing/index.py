@@ -54,12 +54,15 @@ class PrefixIndex:
     """The index of one model. Not thread safe."""
 
     def __init__(self) -> None:
+        self.layout = 0
+        """Counts changes of whose bit is which."""
         self._members: dict[str, _Member] = {}
         self._names: dict[int, str] = {}
         self._live = 0
         self._shards: list[dict[int, int]] = [{} for _ in range(SHARDS)]
         self._free_bits: list[int] = []
-        self._num_bits = 0
+        self.num_bits = 0
+        """Bits given out so far, in use or not."""
         # Retired bits wait for a sweep to begin, are swept from shard 0 to the last, and are then free.
         self._retired = 0
         self._sweeping = 0
@@ -109,19 +112,32 @@ class PrefixIndex:
     def match(self, hashes: Sequence[int]) -> dict[str, int]:
         """How many leading pages of a prompt each replica has; replicas that have none are left out."""
         hits: dict[str, int] = {}
+        for mask, pages in self.runs(hashes):
+            self._name(mask, pages, hits)
+        return hits
+
+    def runs(self, hashes: Sequence[int]) -> list[tuple[int, int]]:
+        """`match` as (bits of replicas, their leading pages), shortest first; see `bit_of`."""
+        runs: list[tuple[int, int]] = []
         shards = self._shards
         mask = self._live
+        # The first page apart: it tells who is in at all, and is no run's end for those that are not.
+        if not hashes or not (mask := mask & shards[hashes[0] & 255].get(hashes[0], 0)):
+            return runs
         for index, page in enumerate(hashes):
             both = shards[page & 255].get(page, 0) & mask
             if both != mask:
-                if index:
-                    self._name(mask ^ both, index, hits)
+                runs.append((mask ^ both, index))
                 mask = both
                 if not mask:
-                    return hits
-        if hashes:
-            self._name(mask, len(hashes), hits)
-        return hits
+                    return runs
+        runs.append((mask, len(hashes)))
+        return runs
+
+    def bit_of(self, replica: str) -> int:
+        """The number of a replica's bit, -1 if it is unknown. It may be another one whenever `layout` has changed."""
+        member = self._members.get(replica)
+        return member.bit.bit_length() - 1 if member else -1
 
     def unsynced(self) -> list[tuple[str, int]]:
         """(replica, epoch) of those whose batches have a gap, and who must send a snapshot."""
@@ -229,9 +245,10 @@ class PrefixIndex:
         if self._free_bits:
             member.bit = self._free_bits.pop()
         else:
-            member.bit = 1 << self._num_bits
-            self._num_bits += 1
+            member.bit = 1 << self.num_bits
+            self.num_bits += 1
         self._names[member.bit] = replica
+        self.layout += 1
         self._live |= member.bit
 
     def _retire(self, member: _Member) -> None:
@@ -257,5 +274,5 @@ class PrefixIndex:
             self._shards[self._sweep_next] = {page: mask & keep for page, mask in shard.items() if mask & keep}
             self._sweep_next += 1
         if self._sweep_next == SHARDS:
-            self._free_bits += [1 << i for i in range(self._num_bits) if self._sweeping >> i & 1]
+            self._free_bits += [1 << i for i in range(self.num_bits) if self._sweeping >> i & 1]
             self._sweeping = self._sweep_next = 0

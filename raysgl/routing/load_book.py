@@ -40,12 +40,13 @@ class Flight:
 class LoadBook:
     """One replica's load; `queued_tokens` and `occupancy` estimate it as of now, in the units of `Load`."""
 
-    def __init__(self, replica: str):
+    def __init__(self, replica: str, changed: set[LoadBook] | None = None):
         self.replica = replica
         self.load = Load()
         self.reported = False
-        self.changed = True
-        """Set with every change; for whoever derives something from the figures."""
+        self.changed: set[LoadBook] = set() if changed is None else changed
+        """The book puts itself here with every change; for whoever derives something from the figures."""
+        self.changed.add(self)
         self._recent: deque[Flight] = deque()
         # What has happened since the report, to be added to its figures.
         self._tokens = 0
@@ -71,7 +72,7 @@ class LoadBook:
         """A request was sent to the replica."""
         flight = Flight(self, now, tokens, sequences, hashes)
         self._recent.append(flight)
-        self.changed = True
+        self.changed.add(self)
         self._tokens += tokens
         self._waiting += sequences
         return flight
@@ -80,7 +81,8 @@ class LoadBook:
         """Its prompt has been computed."""
         if flight.started:
             return
-        flight.started = self.changed = True
+        flight.started = True
+        self.changed.add(self)
         self._tokens -= flight.tokens
         # Reports count a request as running from when its prefill starts, so only an unreported one changes sides here.
         if not flight.absorbed:
@@ -95,7 +97,8 @@ class LoadBook:
             self._running -= flight.sequences
         else:
             self._waiting -= flight.sequences
-        flight.started = self.changed = True
+        flight.started = True
+        self.changed.add(self)
         flight.sequences = flight.tokens = 0
 
     def report(self, load: Load, now: float) -> bool:
@@ -103,7 +106,8 @@ class LoadBook:
         if self.reported and load.steps < self.load.steps:
             return False
         self.load = load
-        self.reported = self.changed = True
+        self.reported = True
+        self.changed.add(self)
         horizon = now - TRANSIT_S - 2 * load.step_seconds
         recent = self._recent
         while recent and recent[0].sent_at <= horizon:

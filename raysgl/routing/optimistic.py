@@ -8,7 +8,7 @@ a longest time if no token comes, or with its replica.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class OptimisticPages:
@@ -56,19 +56,33 @@ class OptimisticPages:
                     if self._until.get(page, {}).get(replica, now + 1) <= now:
                         self._drop(page, replica)
 
-    def extend(self, hashes: Sequence[int], hits: dict[str, int]) -> dict[str, int]:
-        """`PrefixIndex.match`'s result with each run continued over pages that are on their way."""
-        if not self._until or not hashes:
-            return hits
-        total = dict(hits)
+    def extend(
+        self, hashes: Sequence[int], runs: Sequence[tuple[int, int]], bit_of: Callable[[str], int]
+    ) -> list[tuple[str, int, int]]:
+        """Runs of `PrefixIndex.runs` that go on over pages on their way: (replica, cached pages, those and the ones to come)."""
+        result: list[tuple[str, int, int]] = []
+        until = self._until
+        if not until or not hashes:
+            return result
         count = len(hashes)
-        for replica in {**hits, **self._until.get(hashes[0], {})}:
-            end = start = hits.get(replica, 0)
-            while end < count and replica in self._until.get(hashes[end], ()):
-                end += 1
-            if end > start:
-                total[replica] = end
-        return total
+        seen = 0
+        for mask, start in runs:
+            seen |= mask
+            if start < count:
+                for replica in until.get(hashes[start], ()):
+                    if (bit := bit_of(replica)) >= 0 and mask >> bit & 1:
+                        result.append((replica, start, self._end(hashes, start, replica)))
+        for replica in until.get(hashes[0], ()):
+            if (bit := bit_of(replica)) >= 0 and not seen >> bit & 1:
+                result.append((replica, 0, self._end(hashes, 0, replica)))
+        return result
+
+    def _end(self, hashes: Sequence[int], start: int, replica: str) -> int:
+        until = self._until
+        for end in range(start + 1, len(hashes)):
+            if replica not in until.get(hashes[end], ()):
+                return end
+        return len(hashes)
 
     def _set(self, queue: deque[tuple[float, str, Sequence[int]]], until: float, replica: str, hashes: Sequence[int]) -> None:
         if hashes:

@@ -1,13 +1,7 @@
-"""Which replica a request goes to: the one where it costs the least seconds.
+"""Which replica a request goes to: the one where it costs everybody together the least seconds (`board`).
 
-    cost(replica) = uncached prompt tokens / prefill rate
-                  + queued prompt tokens of others / prefill rate
-                  + waiting for a place to run and for KV pages
-                  + a few decode steps at the replica's present pace
-
-(DESIGN.md, "Global index"; reference/serving-systems.md, Appendix C.) Rates are the replica's own measurements. Ties are broken at
-random, so that nothing piles up on the first replica. There is no switch that turns affinity off: a hot prefix spreads when,
-and only when, recomputing it elsewhere is quicker than waiting for it.
+Rates are the replicas' own measurements. Ties are broken at random, so that nothing piles up on the first replica. There is no
+switch that turns affinity off: a hot prefix spreads when, and only when, recomputing it elsewhere costs less than waiting for it.
 
 Queued tokens that are the request's own prefix, sent moments ago for another request, are not counted as waiting: it would have
 to compute them elsewhere itself. So requests that arrive together with a common new prefix follow the first of them, until the
@@ -23,29 +17,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from raysgl.messages import CacheCleared, KVEvents, Load
+from raysgl.routing.board import Board
 from raysgl.routing.index import Applied, PrefixIndex
 from raysgl.routing.load_book import Flight, LoadBook
 from raysgl.routing.messages import ReplicaInfo
 from raysgl.routing.optimistic import OptimisticPages
 
-DEFAULT_PREFILL_RATE = 2000.0
-"""Tokens/s of a replica when no replica has measured any yet. Only ratios matter then, so a small CPU's figure will do."""
-
-DEFAULT_DECODE_RATE = 100.0
-"""Tokens/s of all sequences of a replica, before any measurement."""
-
-EXPECTED_OUTPUT = 128
-"""Output tokens assumed of a request, to judge when places and pages come free."""
-
-PACE_STEPS = 4
-"""Decode steps whose duration counts in the cost: a busy batch is worth less than a quiet one, but far less than a prefix."""
-
 TIE_S = 1e-6
 SESSION_SLACK_S = 0.01
 """Costs that differ by less than these are equal, without and with a session to keep in its place."""
+
+FEW_BITS = 6
+"""Up to so many replicas of a run are taken one by one, more at once by numpy."""
 
 
 @dataclass(slots=True)
@@ -89,47 +76,13 @@ class Refusal:
 
 
 class _Replica:
-    """A replica and what its cost is made of, derived from its book when that has changed.
+    """A replica and its load."""
 
-    rate: prefill tokens/s, 0 if unmeasured. queued: prompt tokens ahead. over: sequences beyond the places to run in, if one more
-    came. room: tokens that its pages still take. slowness: seconds for the pace of its decode. open: below `max_queued`.
-    """
+    __slots__ = ("book", "info")
 
-    __slots__ = ("book", "decode_rate", "info", "limited", "open", "over", "queued", "rate", "room", "slowness")
-
-    def __init__(self, info: ReplicaInfo):
+    def __init__(self, info: ReplicaInfo, changed: set[LoadBook]):
         self.info = info
-        self.book = LoadBook(info.replica)
-
-    def refresh(self) -> None:
-        book, load = self.book, self.book.load
-        book.changed = False
-        running, waiting = book.occupancy()
-        self.queued = book.queued_tokens
-        self.rate = load.prefill_rate
-        self.decode_rate = load.decode_rate or DEFAULT_DECODE_RATE
-        self.limited = load.max_running > 0
-        self.over = running + waiting + 1 - load.max_running if self.limited else 0
-        page_size = self.info.page_size
-        self.room = (load.free_pages + load.cached_pages) * page_size - self.queued if load.total_pages else 1 << 60
-        self.slowness = PACE_STEPS * load.step_seconds * running / max(1, load.running)
-        # A place to run is taken even where nobody may wait.
-        self.open = waiting < self.info.max_queued or (waiting == 0 and self.over <= 0)
-
-    def cost(self, request: RouteRequest, hit: int, coming: int, default_rate: float) -> float:
-        """Seconds, as at the top of the file. hit, coming: tokens cached or about to be, and those of them only about to be."""
-        uncached = max(1, request.num_tokens - hit)
-        seconds = (uncached + max(0, self.queued - coming)) / (self.rate or default_rate) + self.slowness
-        over = self.over + request.sequences - 1
-        if over > 0 and self.limited:
-            seconds += over * EXPECTED_OUTPUT / self.decode_rate
-        short = uncached + EXPECTED_OUTPUT * request.sequences - self.room
-        return seconds + short / self.decode_rate if short > 0 else seconds
-
-    def queue_seconds(self, default_rate: float) -> float:
-        """How long until all that waits now has got its turn."""
-        waiting = self.book.occupancy()[1]
-        return max(self.queued / (self.rate or default_rate), waiting * EXPECTED_OUTPUT / self.decode_rate)
+        self.book = LoadBook(info.replica, changed)
 
 
 class Router:
@@ -139,6 +92,11 @@ class Router:
         self.index = PrefixIndex()
         self.optimistic = OptimisticPages()
         self._replicas: dict[str, _Replica] = {}
+        # Derived from the replicas: None after one came, went or changed sides.
+        self._board: Board | None = None
+        self._changed: set[LoadBook] = set()
+        self._rows_of_bits = np.zeros(0, dtype=np.int64)
+        self._layout = -1
         self._flights: dict[int, Flight] = {}
         self._tickets = itertools.count(1)
         self._random = random.Random(seed)
@@ -148,7 +106,8 @@ class Router:
     def join(self, info: ReplicaInfo, index_too: bool = True) -> None:
         """A replica (or a new life of one). index_too=False where the index already knows it."""
         self._forget(info.replica)
-        self._replicas[info.replica] = _Replica(info)
+        self._replicas[info.replica] = _Replica(info, self._changed)
+        self._board = None
         if index_too:
             self.index.add(info.replica, info.epoch)
 
@@ -163,6 +122,7 @@ class Router:
         """A replica takes no more requests, or does so again."""
         if self.epoch(replica) == epoch:
             self._replicas[replica].info.draining = draining
+            self._board = None
 
     def events(self, batch: KVEvents, now: float) -> Applied:
         """Apply a replica's batch of KV events, and the load in it."""
@@ -208,10 +168,11 @@ class Router:
         """Take over from a router that this one replaces: its tickets, and the loads and optimistic pages of the lives both know."""
         self._flights, self._tickets = previous._flights, previous._tickets
         self.optimistic = previous.optimistic
+        self._board = None
         for name, known in previous._replicas.items():
             if self.epoch(name) == known.info.epoch:
                 self._replicas[name].book = known.book
-                known.book.changed = True
+                known.book.changed = self._changed
             else:
                 self.optimistic.drop_replica(name)
 
@@ -220,8 +181,7 @@ class Router:
     def choose(self, requests: Iterable[RouteRequest], now: float) -> list[Decision | Refusal]:
         """Place requests that arrived together, in order. Each one placed counts when the next is."""
         self.optimistic.expire(now)
-        default_rate = self._default_rate()
-        return [self._choose(request, default_rate, now) for request in requests]
+        return [self._choose(request, now) for request in requests]
 
     def first_token(self, ticket: int, now: float) -> None:
         """The first token of a request has come: its prompt is computed."""
@@ -238,45 +198,79 @@ class Router:
                 self.optimistic.settle(flight.replica, flight.hashes, now)
             flight.book.finished(flight)
 
-    def _default_rate(self) -> float:
-        """Prefill rate of replicas that have not measured theirs: the mean of the others'."""
-        rates = [rate for replica in self._replicas.values() if (rate := replica.book.load.prefill_rate)]
-        return sum(rates) / len(rates) if rates else DEFAULT_PREFILL_RATE
-
-    def _choose(self, request: RouteRequest, default_rate: float, now: float) -> Decision | Refusal:
-        cached = self.index.match(request.hashes)
-        hits = self.optimistic.extend(request.hashes, cached)
-        exclude = request.exclude
-        able = False
-        costs: list[tuple[float, _Replica]] = []
-        best = math.inf
-        for name, replica in self._replicas.items():
-            if replica.info.draining or name in exclude:
-                continue
-            able = True
-            if replica.book.changed:
-                replica.refresh()
-            if not replica.open:
-                continue
-            hit = hits.get(name, 0)
-            if hit:
-                page_size = replica.info.page_size
-                cost = replica.cost(request, hit * page_size, (hit - cached.get(name, 0)) * page_size, default_rate)
-            else:
-                cost = replica.cost(request, 0, 0, default_rate)
-            costs.append((cost, replica))
-            best = min(best, cost)
-        if not costs:
-            return Refusal("full", self._retry_after(exclude, default_rate)) if able else Refusal("none", 1.0)
-        limit = best + (SESSION_SLACK_S if request.session else TIE_S)
-        equal = [pair for pair in costs if pair[0] <= limit]
-        if request.session:
+    def _choose(self, request: RouteRequest, now: float) -> Decision | Refusal:
+        board = self._fresh_board()
+        hits, coming = self._hits(request.hashes)
+        costs = board.costs(request.num_tokens, request.sequences, hits, coming)
+        if not board.all_able or request.exclude:
+            able = board.able.copy()
+            for name in request.exclude:
+                if name in board.row_of:
+                    able[board.row_of[name]] = False
+            costs = np.where(able, costs, np.inf)
+        else:
+            able = board.able
+        best = costs.min(initial=math.inf)
+        if best == math.inf:
+            return Refusal("full", self._retry_after(board, able)) if able.any() else Refusal("none", 1.0)
+        equal = (costs <= best + (SESSION_SLACK_S if request.session else TIE_S)).nonzero()[0]
+        if len(equal) == 1:
+            row = int(equal[0])
+        elif request.session:
             # Rendezvous hashing: every ingress prefers the same replica for a session, and a replica that comes or goes
             # moves only its own sessions.
-            cost, chosen = max(equal, key=lambda pair: xxh3_64_intdigest(f"{request.session}\0{pair[1].info.replica}".encode()))
+            names = board.infos
+            row = max(equal.tolist(), key=lambda row: xxh3_64_intdigest(f"{request.session}\0{names[row].replica}".encode()))
         else:
-            cost, chosen = self._random.choice(equal)
-        return self._commit(request, chosen, hits.get(chosen.info.replica, 0), cost, now)
+            row = int(equal[int(self._random.random() * len(equal))])
+        hit = 0 if hits is None else int(hits[row])
+        return self._commit(request, self._replicas[board.infos[row].replica], hit, float(costs[row]), now)
+
+    def _fresh_board(self) -> Board:
+        board = self._board
+        if board is None:
+            known = list(self._replicas.values())
+            board = self._board = Board([(replica.info, replica.book) for replica in known])
+            self._changed.update(replica.book for replica in known)
+            self._layout = -1
+        if self._changed:
+            board.refresh(self._changed)
+        if self._layout != self.index.layout:
+            self._layout = self.index.layout
+            self._rows_of_bits = np.full(self.index.num_bits, -1, dtype=np.int64)
+            for name, row in board.row_of.items():
+                if (bit := self.index.bit_of(name)) >= 0:
+                    self._rows_of_bits[bit] = row
+        return board
+
+    def _hits(self, hashes: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Leading pages that each replica has or will have, and those of them only to come. None where all are 0."""
+        board = self._board
+        assert board is not None
+        runs = self.index.runs(hashes)
+        longer = self.optimistic.extend(hashes, runs, self.index.bit_of)
+        if not runs and not longer:
+            return None, None
+        # One place more than replicas: for bits of replicas that only the index knows.
+        hits = np.zeros(len(board.infos) + 1)
+        rows = self._rows_of_bits
+        for mask, pages in runs:
+            if mask.bit_count() <= FEW_BITS:
+                while mask:
+                    low = mask & -mask
+                    hits[rows[low.bit_length() - 1]] = pages
+                    mask ^= low
+            else:
+                packed = np.frombuffer(mask.to_bytes((len(rows) + 7) // 8, "little"), dtype=np.uint8)
+                hits[rows[np.unpackbits(packed, bitorder="little", count=len(rows)).nonzero()[0]]] = pages
+        if not longer:
+            return hits[:-1], None
+        coming = np.zeros(len(board.infos))
+        for name, cached, pages in longer:
+            row = board.row_of[name]
+            coming[row] = pages - cached
+            hits[row] = pages
+        return hits[:-1], coming
 
     def _commit(self, request: RouteRequest, replica: _Replica, hit: int, cost: float, now: float) -> Decision:
         info = replica.info
@@ -287,12 +281,12 @@ class Router:
         self._flights[ticket] = replica.book.sent(now, tokens, request.sequences, new_hashes)
         return Decision(info.replica, info.epoch, hit, cost, ticket, tokens, new_hashes)
 
-    def _retry_after(self, exclude: frozenset[str], default_rate: float) -> float:
+    def _retry_after(self, board: Board, able: np.ndarray) -> float:
         """When half of the shortest queue will have been worked off, in seconds, within reason."""
-        able = [r for name, r in self._replicas.items() if not r.info.draining and name not in exclude]
-        shortest = min(replica.queue_seconds(default_rate) for replica in able)
+        shortest = min(board.queue_seconds(row) for row in able.nonzero()[0].tolist())
         return min(60.0, max(1.0, shortest / 2))
 
     def _forget(self, replica: str) -> None:
         if self._replicas.pop(replica, None) is not None:
+            self._board = None
             self.optimistic.drop_replica(replica)

@@ -96,7 +96,7 @@ def test_bits_are_swept_and_used_again():
         index.apply(batch("stays", sequence, PagesStored(0, [0])))
     masks = [mask for shard in index._shards for mask in shard.values()]
     assert len(masks) == 300 and len(set(masks)) == 1
-    assert index._num_bits < 10 and not index._retired
+    assert index.num_bits < 10 and not index._retired
 
 
 def test_wide_masks_survive_a_dump():

@@ -7,7 +7,7 @@ import pytest
 
 from raysgl.messages import KVEvents, Load, PagesRemoved, PagesStored
 from raysgl.routing import Decision, Refusal, ReplicaInfo, Router, RouteRequest
-from raysgl.routing.router import DEFAULT_PREFILL_RATE
+from raysgl.routing.board import DEFAULT_PREFILL_RATE
 
 P = 16
 IDLE = Load(prefill_rate=1000.0, decode_rate=200.0, step_seconds=0.02, max_running=8, total_pages=10_000, free_pages=10_000)
@@ -29,6 +29,13 @@ def router_of(count=4, seed=0, max_queued=4, report=True, **loads) -> Router:
 
 def cache(router, replica, hashes, sequence=0):
     router.events(KVEvents(replica, 1, sequence, [PagesStored(0, list(hashes))]), 0.0)
+
+
+def known_pages(router, hashes) -> dict[str, int]:
+    """Leading pages by replica, cached or on their way."""
+    hashes = list(hashes)
+    coming = router.optimistic.extend(hashes, router.index.runs(hashes), router.index.bit_of)
+    return {**router.index.match(hashes), **{name: pages for name, _, pages in coming}}
 
 
 def prompt(start, pages, extra=0, **more) -> RouteRequest:
@@ -158,16 +165,16 @@ def test_optimistic_pages_are_confirmed_or_expire():
     where = first.replica
     assert choose(router, prompt(0, 50)).replica == where
     router.events(KVEvents(where, 1, 0, [PagesStored(0, list(range(30)))]), 0.5)
-    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 50}
+    assert known_pages(router, range(50)) == {where: 50}
     router.first_token(first.ticket, 1.0)
     assert len(router.optimistic) == 20  # what was confirmed does not come back
     router.choose([], 2.9)
-    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 50}
+    assert known_pages(router, range(50)) == {where: 50}
     router.choose([], 3.1)
-    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 30}
+    assert known_pages(router, range(50)) == {where: 30}
     assert len(router.optimistic) == 0
     router.events(KVEvents(where, 1, 1, [PagesRemoved(list(range(10, 30)))]), 3.2)
-    assert router.optimistic.extend(list(range(50)), router.index.match(range(50))) == {where: 10}
+    assert known_pages(router, range(50)) == {where: 10}
 
 
 def test_a_request_that_never_answers_is_forgotten():

@@ -1,0 +1,120 @@
+"""What one more request would cost at each replica, as arrays over all of them: a decision is a dozen numpy operations.
+
+The cost is in seconds, and it is everybody's, not only the new request's own:
+
+    own work    uncached prompt tokens / prefill rate
+    own wait    prompt tokens queued ahead / prefill rate, and waiting for a place to run and for KV pages
+    own pace    some decode steps at the replica's present pace
+    others      own work, once for every request that runs or waits there: it holds up all of them
+
+The last term is what keeps a cluster efficient under load (docs/routing.md): without it every request takes the quickest way for
+itself, recomputes prefixes on idle replicas, and pushes out what others would have hit. On an idle replica it is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from raysgl.routing.load_book import LoadBook
+from raysgl.routing.messages import ReplicaInfo
+
+DEFAULT_PREFILL_RATE = 2000.0
+"""Tokens/s of a replica when no replica has measured any yet. Only ratios matter then, so a small CPU's figure will do."""
+
+DEFAULT_DECODE_RATE = 100.0
+"""Tokens/s of all sequences of a replica, before any measurement."""
+
+EXPECTED_OUTPUT = 128
+"""Output tokens assumed of a request, to judge when places and pages come free."""
+
+PACE_STEPS = 4
+"""Decode steps whose duration counts in the cost: a busy batch is worth less than a quiet one, but far less than a prefix."""
+
+
+class Board:
+    """Rows are replicas in the order given. Reads load books; nothing here changes one."""
+
+    def __init__(self, replicas: Sequence[tuple[ReplicaInfo, LoadBook]]):
+        count = len(replicas)
+        self.infos = [info for info, _ in replicas]
+        self.books = [book for _, book in replicas]
+        self.row_of = {info.replica: row for row, info in enumerate(self.infos)}
+        self._row_of_book = {id(book): row for row, book in enumerate(self.books)}
+        self.page_size = np.array([info.page_size for info in self.infos], dtype=np.float64)
+        self.able = np.array([not info.draining for info in self.infos], dtype=bool)
+        self.all_able = bool(self.able.all())
+        self._measured = np.zeros(count)
+        self._per_token = np.zeros(count)
+        self._queued = np.zeros(count)
+        self._requests = np.zeros(count)
+        self._fixed = np.zeros(count)
+        self._over = np.zeros(count)
+        self._limited = np.zeros(count, dtype=bool)
+        self._room = np.zeros(count)
+        self._per_decode = np.zeros(count)
+        self._default_rate = 0.0
+
+    def refresh(self, changed: set[LoadBook]) -> None:
+        """Take in the books that changed, and empty the set."""
+        for book in changed:
+            row = self._row_of_book.get(id(book))
+            if row is not None:
+                self._refresh(row, book)
+        changed.clear()
+
+    def _refresh(self, row: int, book: LoadBook) -> None:
+        load = book.load
+        running, waiting = book.occupancy()
+        queued = book.queued_tokens
+        page_size = self.infos[row].page_size
+        if load.prefill_rate != self._measured[row] or not self._default_rate:
+            self._measured[row] = load.prefill_rate
+            self._set_rates()
+        per_decode = 1 / (load.decode_rate or DEFAULT_DECODE_RATE)
+        over = running + waiting + 1 - load.max_running if load.max_running > 0 else 0
+        fixed = PACE_STEPS * load.step_seconds * running / max(1, load.running)
+        if over > 0:
+            fixed += over * EXPECTED_OUTPUT * per_decode
+        # A place to run is taken even where nobody may wait.
+        if not (waiting < self.infos[row].max_queued or (waiting == 0 and over <= 0)):
+            fixed = np.inf
+        self._queued[row] = queued
+        self._requests[row] = running + waiting
+        self._fixed[row] = fixed
+        self._over[row] = over
+        self._limited[row] = load.max_running > 0
+        self._room[row] = (load.free_pages + load.cached_pages) * page_size - queued if load.total_pages else np.inf
+        self._per_decode[row] = per_decode
+
+    def _set_rates(self) -> None:
+        """Replicas that have not measured their rate get the mean of the others'."""
+        known = self._measured[self._measured > 0]
+        self._default_rate = float(known.mean()) if len(known) else DEFAULT_PREFILL_RATE
+        self._per_token = 1 / np.where(self._measured > 0, self._measured, self._default_rate)
+
+    def costs(self, num_tokens: int, sequences: int, hit_pages: np.ndarray | None, coming_pages: np.ndarray | None) -> np.ndarray:
+        """Seconds, [replicas] float64; inf where the queue is full. Replicas that are not `able` are not treated specially.
+
+        hit_pages: pages cached or about to be; coming_pages: those of them that are only about to be. None: none anywhere.
+        """
+        if hit_pages is None:
+            uncached = np.float64(max(1, num_tokens))
+            wait = self._queued * self._per_token
+        else:
+            uncached = np.maximum(num_tokens - hit_pages * self.page_size, 1.0)
+            ahead = self._queued if coming_pages is None else np.maximum(self._queued - coming_pages * self.page_size, 0.0)
+            wait = ahead * self._per_token
+        cost = uncached * self._per_token * (1.0 + self._requests) + wait + self._fixed
+        if sequences > 1:
+            more = self._over + (sequences - 1)
+            already = np.maximum(self._over, 0.0)
+            cost += np.where(self._limited, np.maximum(more, 0.0) - already, 0.0) * (EXPECTED_OUTPUT * self._per_decode)
+        short = uncached + EXPECTED_OUTPUT * sequences - self._room
+        return cost + np.maximum(short, 0.0) * self._per_decode
+
+    def queue_seconds(self, row: int) -> float:
+        """How long until all that waits at a replica now has got its turn."""
+        waiting = self.books[row].occupancy()[1]
+        return max(self._queued[row] * self._per_token[row], waiting * EXPECTED_OUTPUT * self._per_decode[row])
