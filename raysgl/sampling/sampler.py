@@ -56,6 +56,21 @@ class Sampler:
         if sampling.penalised:
             self.history.init(slot, prompt_ids, output_ids)
 
+    def takes_argmax(self, slots_L: np.ndarray) -> bool:
+        """Whether all rows get the argmax of the model's logits, and nothing else was asked about them."""
+        settings = self.settings
+        return bool(
+            settings.greedy_N[slots_L].all()
+            and not settings.penalised_N[slots_L].any()
+            and not settings.biased_N[slots_L].any()
+            and (settings.logprobs_N[slots_L] < 0).all()
+            and (settings.num_output_N[slots_L] >= settings.min_new_N[slots_L]).all()
+        )
+
+    def took_argmax(self, slots_L: np.ndarray) -> None:
+        """The rows have got theirs without `sample`."""
+        self.settings.num_output_N[slots_L] += 1
+
     @torch.inference_mode()
     def sample(self, logits_LV: torch.Tensor, slots_L: np.ndarray) -> Sampled:
         """One token for each row; row i belongs to slot `slots_L[i]`, and no slot is there twice. May overwrite the logits."""
@@ -66,11 +81,11 @@ class Sampler:
         logits_LV = self._adjust(logits_LV, slots_L, numbers_LC)
         greedy_L = settings.greedy_N[slots_L]
         if greedy_L.all():
-            tokens_L = logits_LV.argmax(-1)
+            tokens_L = _argmax(logits_LV)
         elif not greedy_L.any():
             tokens_L = self._draw(logits_LV, slots_L, numbers_LC)
         else:
-            tokens_L = logits_LV.argmax(-1)
+            tokens_L = _argmax(logits_LV)
             drawing = np.flatnonzero(~greedy_L)
             drawn_R = self._draw(self._pick(logits_LV, drawing), slots_L[drawing], numbers_LC[drawing])
             tokens_L.index_copy_(0, upload(drawing, self._device), drawn_R)
@@ -147,3 +162,10 @@ class Sampler:
         if least_L is not None:
             w_LV[:, : x_LV.shape[1]].mul_(x_LV >= least_L.unsqueeze(1))
         return filters.draw(w_LV, numbers[:, column.UNIFORM])
+
+
+def _argmax(logits_LV: torch.Tensor) -> torch.Tensor:
+    """The first of the largest. numpy's is vectorised: 49152 logits take it 5 microseconds, torch's on cpu 90."""
+    if logits_LV.device.type == "cpu":
+        return torch.from_numpy(np.asarray(logits_LV.numpy().argmax(-1)))
+    return logits_LV.argmax(-1)
