@@ -41,9 +41,10 @@ class EngineConfig(Settings):
     device: Device = Field("auto", description="auto: cuda where the cluster has a GPU, else cpu")
     tp_size: int = Field(1, ge=1, description="tensor parallel shards of one replica")
     cpu_threads: int | None = Field(None, ge=1, description="torch threads of a shard on cpu; default: cores / tp_size")
-    attention_backend: Literal["auto", "flash_attn", "torch"] = Field(
+    attention_backend: Literal["auto", "flash_attn", "triton", "torch"] = Field(
         "auto", description="auto: by device and what is installed"
     )
+    disable_cuda_graph: bool = Field(False, description="run decode steps kernel by kernel instead of replaying CUDA graphs")
     random_seed: int = Field(0, description="of dummy weights")
 
     page_size: int = Field(16, ge=1, description="tokens in a KV page")

@@ -15,6 +15,7 @@ import torch
 from raysgl.config import EngineConfig
 from raysgl.distributed import TPGroup
 from raysgl.engine import memory, profile
+from raysgl.engine.decode_graphs import DecodeGraphs
 from raysgl.engine.defaults import resolve_defaults
 from raysgl.engine.pending import LaunchedStep, StepOutputs
 from raysgl.engine.plan import SlotInit, StepPlan, ints
@@ -96,10 +97,16 @@ class ModelRunner:
         self._attention = new_attention(self._cache)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
+        self._graphs: DecodeGraphs | None = None
         self.memory = memory.MemoryReport(weights, activations, self._cache.num_bytes, self.num_pages * config.page_size)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
+        if self._stream is not None and tp.size == 1 and not config.disable_cuda_graph and self._attention.capturable:
+            tell("capturing CUDA graphs")
+            self._graphs = DecodeGraphs(self._model, self._attention, self._slots, limits.max_running, limits.context_length)
+            with torch.cuda.stream(self._stream):
+                self._graphs.make_first()
         log.info("rank %d on %s: %s", rank, self.device_name, self.memory)
         if self.num_pages * config.page_size < self.context_length:
             log.warning(
@@ -133,6 +140,8 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> LaunchedStep:
+        if self._graphs is not None and 4 * plan.num_decode == len(plan.slots_S):
+            return self._replay(self._graphs, plan)
         batch, rows = self._slots.prepare(plan)
         if self._sampler is not None:
             for init in plan.init:
@@ -152,6 +161,20 @@ class ModelRunner:
         if len(rows.slots_L):
             self._slots.sampled(rows, self._tp.broadcast(tokens_L))
         return LaunchedStep(StepOutputs(tokens_L, asking, logprobs, prompt_rows, prompt_logprobs))
+
+    def _replay(self, graphs: DecodeGraphs, plan: StepPlan) -> LaunchedStep:
+        """A step of nothing but decode rows."""
+        slots_S = ints(plan.slots_S)
+        rows = len(slots_S)
+        self._slots.take_pages(plan)
+        graph = graphs.run(slots_S, ints(plan.starts_S))
+        tokens_L = graph.tokens_B[:rows]
+        if self._sampler.takes_argmax(slots_S):
+            self._sampler.took_argmax(slots_S)
+            return LaunchedStep(StepOutputs(tokens_L, []))
+        sampled = self._sampler.sample(graph.logits_BV[:rows], slots_S)
+        self._slots.last_token_N.index_copy_(0, graph.inputs_2B[0, :rows], sampled.tokens_L)
+        return LaunchedStep(StepOutputs(sampled.tokens_L, sampled.asking, sampled.logprobs))
 
     def _sample(
         self, batch: ForwardBatch, slots_L: np.ndarray, hidden_TD: torch.Tensor

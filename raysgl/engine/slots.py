@@ -33,8 +33,10 @@ class Slots:
     def __init__(self, num_slots: int, context_length: int, page_size: int, device: torch.device):
         self.page_size = page_size
         self.width = -(-context_length // page_size)
-        self.page_table_NW = torch.zeros(num_slots, self.width, dtype=torch.int32, device=device)
-        self.last_token_N = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.padding = num_slots
+        """A slot that no sequence has: rows of it write to the padding page."""
+        self.page_table_NW = torch.zeros(num_slots + 1, self.width, dtype=torch.int32, device=device)
+        self.last_token_N = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
         self._device = device
 
     def prepare(self, plan: StepPlan) -> tuple[ForwardBatch, StepRows]:
@@ -93,6 +95,13 @@ class Slots:
             page_size=size,
         )
         return batch, StepRows(slots_L, slots)
+
+    def take_pages(self, plan: StepPlan) -> None:
+        """Only the plan's page table entries, for steps whose rows are laid out on the device."""
+        if plan.page_slots:
+            cells = ints(plan.page_slots) * self.width + ints(plan.page_indices)
+            entries, pages = upload(np.stack((cells, ints(plan.page_ids)), dtype=np.int64), self._device)
+            self.page_table_NW.view(-1).index_copy_(0, entries, pages.int())
 
     def sampled(self, rows: StepRows, tokens_L: torch.Tensor) -> None:
         """Keep what the rows sampled for the next step."""

@@ -11,13 +11,14 @@ from torch import nn
 from raysgl.kernels.activation import silu_mul
 from raysgl.kernels.attention import AttentionBackend, AttentionLayer
 from raysgl.kernels.batch import ForwardBatch
+from raysgl.kernels.fused import triton_kernels
 from raysgl.kernels.rotary import cos_sin, rotate
 from raysgl.models.hf_config import HFConfig
 from raysgl.models.layers import Build, ColumnLinear, RMSNorm, RowLinear, Rows, VocabEmbedding
 from raysgl.models.rope import inverse_frequencies
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
-"""cos_T1H and sin_T1H of `raysgl.kernels.rotary`."""
+Rotary = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
+"""cos_T1H and sin_T1H of `raysgl.kernels.rotary`; or the table that the fused kernel takes, where there is one."""
 
 
 class LlamaAttention(nn.Module):
@@ -38,9 +39,25 @@ class LlamaAttention(nn.Module):
     def forward(self, x_TD: torch.Tensor, rotary: Rotary, attention: AttentionBackend) -> torch.Tensor:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv_TMH = self.qkv_proj(x_TD).view(-1, heads + 2 * kv_heads, self.head_dim)
+        if isinstance(rotary, torch.Tensor):
+            o_TNH = attention.attend(self.write(qkv_TMH, rotary, attention), self.layer)
+            return self.o_proj(o_TNH.view(-1, heads * self.head_dim))
         qk_TMH = self.position(qkv_TMH[:, : heads + kv_heads], rotary)
         o_TNH = attention.forward(qk_TMH[:, :heads], qk_TMH[:, heads:], qkv_TMH[:, heads + kv_heads :], self.layer)
         return self.o_proj(o_TNH.reshape(-1, heads * self.head_dim))
+
+    def write(self, qkv_TMH: torch.Tensor, table_TH: torch.Tensor, attention: AttentionBackend) -> torch.Tensor:
+        """`position`, and the cache write, in one launch. Returns q_TNH."""
+        cache, index = attention.cache, self.layer.index
+        q_norm, k_norm, eps = self.head_norms()
+        fused = triton_kernels(qkv_TMH.device, qkv_TMH.dtype)
+        return fused.rotate_and_write(
+            qkv_TMH, cache.keys[index], cache.values[index], attention.write_slots_T, table_TH, None, q_norm, k_norm, eps
+        )
+
+    def head_norms(self) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
+        """Weights of the norms of each query and key head, and their epsilon."""
+        return None, None, 0.0
 
     def position(self, qk_TMH: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """Rotate queries and keys; they lie side by side, so one call does both."""
@@ -92,7 +109,12 @@ class LlamaModel(nn.Module):
         self.register_buffer("inv_freq", inv_freq.to(build.device), persistent=False)
 
     def forward(self, batch: ForwardBatch, attention: AttentionBackend) -> torch.Tensor:
-        rotary = cos_sin(batch.positions_T, self.inv_freq, self.rope_scale, self.dtype)
+        rotary: Rotary
+        fused = triton_kernels(batch.positions_T.device, self.dtype) if attention.capturable else None
+        if fused is not None:
+            rotary = fused.rotary_table(batch.positions_T, self.inv_freq, self.rope_scale)
+        else:
+            rotary = cos_sin(batch.positions_T, self.inv_freq, self.rope_scale, self.dtype)
         x_TD, residual_TD = self.embed_tokens(batch.token_ids_T), None
         for layer in self.layers:
             x_TD, residual_TD = layer(x_TD, residual_TD, rotary, attention)

@@ -16,6 +16,9 @@ class Qwen3Attention(LlamaAttention):
         self.q_norm = RMSNorm(build, config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(build, config.head_dim, config.rms_norm_eps)
 
+    def head_norms(self) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
+        return self.q_norm.weight, self.k_norm.weight, self.q_norm.eps
+
     def position(self, qk_TMH: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         q_TNH, k_TKH = qk_TMH.split((self.num_heads, self.num_kv_heads), dim=1)
         return rotate(torch.cat((self.q_norm(q_TNH), self.k_norm(k_TKH)), dim=1), *rotary)

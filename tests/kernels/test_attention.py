@@ -163,5 +163,5 @@ def test_page_bytes_is_what_a_page_takes():
 
 
 def test_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="attention_backend is 'magic', but must be auto or one of flash_attn, torch"):
+    with pytest.raises(ValueError, match="attention_backend is 'magic', but must be auto or one of flash_attn, torch, triton"):
         create_backend("magic", KVCache(1, 1, 1, 1, 8, torch.float32, "cpu"), 1)

@@ -64,9 +64,11 @@ def usable(device: torch.device, head_dim: int, dtype: torch.dtype) -> bool:
 class FlashAttnBackend:
     """See `AttentionBackend`."""
 
+    capturable = True
+
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
         load_library()
-        self._cache = cache
+        self.cache = cache
         self._num_heads = num_heads
         self._windows = tuple(set(windows))
         self._keys = [layer[0] for layer in cache.data]
@@ -74,11 +76,11 @@ class FlashAttnBackend:
         self._metadata: dict[int | None, torch.Tensor] = {}
 
     def plan(self, batch: ForwardBatch) -> None:
-        self._write_slots_T = batch.write_slots_T
+        self.write_slots_T = batch.write_slots_T
         self._page_table_SP = batch.page_table_SP
         self._kv_lens_S = batch.kv_lens_S
         rows = len(batch.query_lens)
-        self._starts_S = torch.zeros(rows + 1, dtype=torch.int32, device=self._cache.device)
+        self._starts_S = torch.zeros(rows + 1, dtype=torch.int32, device=self.cache.device)
         torch.cumsum(batch.query_lens_S, 0, dtype=torch.int32, out=self._starts_S[1:])
         self._max_query = max(batch.query_lens)
         self._max_kv = max(batch.kv_lens)
@@ -88,17 +90,17 @@ class FlashAttnBackend:
                 self._max_query,
                 self._max_kv,
                 self._num_heads,
-                self._cache.num_kv_heads,
-                self._cache.head_dim,
-                self._cache.head_dim,
-                self._cache.dtype,
+                self.cache.num_kv_heads,
+                self.cache.head_dim,
+                self.cache.head_dim,
+                self.cache.dtype,
                 self._kv_lens_S,
                 self._starts_S,
                 None,  # cu_seqlens_k
                 None,  # cu_seqlens_k_new
                 None,  # seqused_q
                 None,  # leftpad_k
-                self._cache.page_size,
+                self.cache.page_size,
                 0,  # max_seqlen_k_new
                 True,  # causal
                 _left(window),
@@ -110,9 +112,8 @@ class FlashAttnBackend:
             )
 
     def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
-        cache = self._cache
-        cache.keys[layer.index].index_copy_(0, self._write_slots_T, k_TKH)
-        cache.values[layer.index].index_copy_(0, self._write_slots_T, v_TKH)
+        self.cache.keys[layer.index].index_copy_(0, self.write_slots_T, k_TKH)
+        self.cache.values[layer.index].index_copy_(0, self.write_slots_T, v_TKH)
         return self.attend(q_TNH, layer)
 
     def attend(self, q_TNH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:

@@ -23,7 +23,13 @@ class AttentionLayer:
 
 
 class AttentionBackend(Protocol):
-    """Constructed with (cache, num_heads, windows): the rank's KVCache and query heads, and all windows its layers use."""
+    """Constructed with (cache, num_heads, windows): the rank's KVCache and query heads, and all windows its layers use.
+
+    capturable: it plans on the device alone, so a step may be captured in a CUDA graph; and it has `attend(q_TNH, layer)`,
+    which is `forward` for keys and values that are in the cache already (`cache`, at `write_slots_T`).
+    """
+
+    capturable: bool
 
     def plan(self, batch: ForwardBatch) -> None:
         """Prepare what all layers of this step share. Call it before `forward`, once per step."""

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS: dict[str, str] = {
     "torch": "raysgl.kernels.attention.torch_backend:TorchBackend",
+    "triton": "raysgl.kernels.triton.backend:TritonBackend",
     "flash_attn": "raysgl.kernels.attention.flash_attn:FlashAttnBackend",
 }
 """name -> import path of a class with the constructor of `AttentionBackend`."""

@@ -80,6 +80,8 @@ class PrefillRow:
 class TorchBackend:
     """See `AttentionBackend`."""
 
+    capturable = False
+
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
         self._cache = cache
         self._num_heads = num_heads

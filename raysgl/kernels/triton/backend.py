@@ -17,8 +17,10 @@ from raysgl.kernels.triton.prefill import PrefillPlan, paged_prefill, plan_prefi
 class TritonBackend:
     """See `AttentionBackend`. All planning is on the device: a step of one shape may be captured in a CUDA graph."""
 
+    capturable = True
+
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
-        self._cache = cache
+        self.cache = cache
         self._group = num_heads // cache.num_kv_heads
         self._windows = tuple(set(windows))
         self._keys = [layer[0] for layer in cache.data]
@@ -29,14 +31,14 @@ class TritonBackend:
 
     def plan(self, batch: ForwardBatch) -> None:
         rows, decodes = len(batch.query_lens), batch.num_decode
-        self._write_slots_T = batch.write_slots_T
+        self.write_slots_T = batch.write_slots_T
         self._page_table_SP = batch.page_table_SP
         self._kv_lens_S = batch.kv_lens_S
         self._num_decode = decodes
         self._cascade = self._prefill = None
         if decodes:
             lens = batch.kv_lens_S[:decodes]
-            self._decode = {window: plan_decode(lens, self._cache.num_kv_heads, window) for window in self._windows}
+            self._decode = {window: plan_decode(lens, self.cache.num_kv_heads, window) for window in self._windows}
         if rows > decodes:
             tokens = batch.token_ids_T.shape[0] - decodes
             self._prefill = plan_prefill(batch.query_lens_S[decodes:], batch.kv_lens_S[decodes:], tokens, self._group)
@@ -50,14 +52,14 @@ class TritonBackend:
             group_S,
             shared_pages_J,
             self._kv_lens_S[: self._num_decode],
-            self._cache.page_size,
+            self.cache.page_size,
             self._group,
-            self._cache.num_kv_heads,
+            self.cache.num_kv_heads,
         )
 
     def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
-        self._cache.keys[layer.index].index_copy_(0, self._write_slots_T, k_TKH.to(self._cache.dtype))
-        self._cache.values[layer.index].index_copy_(0, self._write_slots_T, v_TKH.to(self._cache.dtype))
+        self.cache.keys[layer.index].index_copy_(0, self.write_slots_T, k_TKH.to(self.cache.dtype))
+        self.cache.values[layer.index].index_copy_(0, self.write_slots_T, v_TKH.to(self.cache.dtype))
         return self.attend(q_TNH, layer)
 
     def attend(self, q_TNH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:

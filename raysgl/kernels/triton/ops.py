@@ -1,0 +1,7 @@
+"""The ops that models call, by the names of their torch references."""
+
+from raysgl.kernels.triton.activation import silu_mul
+from raysgl.kernels.triton.norm import add_rms_norm, rms_norm
+from raysgl.kernels.triton.rotary import rotary_table, rotate_and_write
+
+__all__ = ["add_rms_norm", "rms_norm", "rotary_table", "rotate_and_write", "silu_mul"]
