@@ -218,7 +218,7 @@ class _Launch:
                 next_status = time.monotonic() + STATUS_EVERY_S
                 application = ray_serve.status().applications.get(self._application)
                 if application is not None and application.status == "DEPLOY_FAILED":
-                    raise Failed(_first_line(application.message))
+                    raise Failed(_why(application))
 
     def _answers(self) -> bool:
         server = self._config.server
@@ -341,6 +341,15 @@ def _ready_block(config: AppConfig, serving: dict[str, list], seconds: float) ->
 
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ANYWHERE else host
+
+
+def _why(application) -> str:
+    """The cause of a failed deployment: the last line of the traceback that Serve keeps, or what Serve says itself."""
+    for name, deployment in application.deployments.items():
+        lines = [line for line in deployment.message.splitlines() if line.strip()]
+        if deployment.status == "DEPLOY_FAILED" and lines:
+            return f"{name} cannot start: {lines[-1].strip()}"
+    return _first_line(application.message)
 
 
 def _first_line(error: object) -> str:

@@ -88,16 +88,17 @@ class App:
     def stream(self, prompt, max_tokens=16, url=None, **settings) -> Stream:
         return Stream((url or self.url) + "/v1/completions", prompt, max_tokens, settings)
 
+    def ready(self) -> bool:
+        try:
+            return self.get("/ready", 2)[0] == 200
+        except OSError:
+            return False
+
     def wait_ready(self, seconds: float = 90) -> None:
         limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            try:
-                if self.get("/ready", 2)[0] == 200:
-                    return
-            except OSError:
-                pass
+        while not self.ready():
+            assert time.monotonic() < limit, "the application is not ready"
             time.sleep(0.05)
-        raise AssertionError("the application is not ready")
 
     def status(self):
         import msgspec

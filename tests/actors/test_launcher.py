@@ -163,3 +163,43 @@ def test_a_second_signal_ends_it_at_once(config):
     running.process.send_signal(signal.SIGTERM)
     running.process.wait(10)
     assert not running.left_behind()
+
+
+@pytest.mark.slow
+def test_serve_run_does_the_same_job(config, tmp_path):
+    """Ray Serve's own command on the same file; it needs `applications:` around it."""
+    path, port = config()
+    document = {
+        "proxy_location": "Disabled",
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": [
+            {"name": "raysgl", "import_path": "raysgl.app:build", "route_prefix": "/", "args": yaml.safe_load(path.read_text())}
+        ],
+    }
+    path.write_text(yaml.safe_dump(document))
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("serve")), "run", str(path)],
+        stdout=(tmp_path / "log").open("wb"),
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=tmp_path,
+    )
+    me = psutil.Process(process.pid)
+    try:
+        app = App("raysgl", port, "")
+        limit = time.monotonic() + 120
+        while not app.ready():
+            assert process.poll() is None and time.monotonic() < limit, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        assert app.complete([5, 6, 7], 8)["usage"]["completion_tokens"] == 8
+        family = me.children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not [member for member in alive if member.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        if me.is_running():
+            for member in [*me.children(recursive=True), me]:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
