@@ -1,6 +1,7 @@
 """raysgl's own GPU kernels in Triton. Each has its torch reference elsewhere in `raysgl.kernels` and runs in Triton's interpreter.
 
     runtime.py      the machine: interpreter or GPU, dependent launches, workspaces
+    interpreter.py  mends of Triton's interpreter
     norm.py         RMSNorm, with the residual addition
     activation.py   SiLU times up
     rotary.py       per-head norm, rotary embedding and cache write of a merged projection
@@ -8,7 +9,7 @@
     blocks.py       attention's inner loop
     decode.py, prefill.py, cascade.py, merge.py   attention over the paged cache
     backend.py      the attention backend made of them
-    gemv.py, skinny.py   matrix products for one row, and for a few
+    linear.py, gemv.py, skinny.py   linear layers of few tokens, with what stands before and after them
     sampling.py     greedy and Gumbel sampling
 
 Nothing here synchronises with the host or reads a value from the device: all may be captured in CUDA graphs. Imports torch, triton

@@ -16,6 +16,11 @@ import triton
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when triton was imported), which takes CPU tensors."""
 
+if INTERPRETED:
+    from raysgl.kernels.triton import interpreter
+
+    interpreter.mend()
+
 _pdl = False
 
 

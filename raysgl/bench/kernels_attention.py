@@ -1,0 +1,188 @@
+"""Attention over the paged cache, through the interface that the engine uses: ours, FA3 and FlashInfer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from raysgl.bench.kernels_timing import Bench, Call, Sizes
+from raysgl.kernels.attention import AttentionLayer, KVCache
+from raysgl.kernels.attention.torch_backend import TorchBackend
+from raysgl.kernels.batch import ForwardBatch
+from raysgl.kernels.triton.backend import TritonBackend
+from raysgl.kernels.triton.decode import Tile, fill, paged_decode, plan_decode
+
+
+def make_batch(bench: Bench, query: int, lens: list[int], shared: tuple[int, int] | None = None) -> ForwardBatch:
+    """Rows of `query` new tokens over random pages of the pool. shared: (rows of a group, pages they begin with together)."""
+    sizes, device = bench.sizes, bench.device
+    rows, width = len(lens), -(-max(lens) // sizes.page_size)
+    pages = torch.randint(1, sizes.pool_pages, (rows, width), device=device, dtype=torch.int32)
+    if shared:
+        pages[:, : shared[1]] = pages[torch.arange(rows, device=device) // shared[0] * shared[0], : shared[1]]
+    kv_lens_S = torch.tensor(lens, dtype=torch.int32, device=device)
+    zeros = torch.zeros(rows * query, dtype=torch.int64, device=device)
+    query_lens_S = torch.full_like(kv_lens_S, query)
+    decodes = rows if query == 1 else 0
+    return ForwardBatch(
+        zeros, zeros, zeros, pages, [query] * rows, lens, query_lens_S, kv_lens_S, decodes, zeros, sizes.page_size
+    )  # fmt: skip
+
+
+def attention_backends(bench: Bench, cache: KVCache) -> dict[str, Callable[[ForwardBatch, torch.Tensor], Call]]:
+    """name -> a function that plans a batch and returns the call to time. Ours first."""
+    layer = AttentionLayer(0, bench.sizes.dim**-0.5)
+
+    def planned(backend: Any) -> Callable[[ForwardBatch, torch.Tensor], Call]:
+        def make(batch: ForwardBatch, q: torch.Tensor) -> Call:
+            made = backend(cache, bench.sizes.heads)
+            made.plan(batch)
+            return lambda: made.attend(q, layer)
+
+        return make
+
+    found = {"triton": planned(TritonBackend)}
+    if bench.device.type == "cuda" and not bench.tiny:
+        try:
+            from raysgl.kernels.attention.flash_attn import FlashAttnBackend
+
+            FlashAttnBackend(cache, bench.sizes.heads)
+            found["fa3"] = planned(FlashAttnBackend)
+        except Exception as error:  # noqa: BLE001 - whatever it lacks, the others go on
+            print(f"without FA3: {error}")
+        os.environ.setdefault("FLASHINFER_DISABLE_JIT", "1")
+        try:
+            import flashinfer
+
+            memory = torch.empty(128 << 20, dtype=torch.uint8, device=bench.device)
+            found["flashinfer"] = lambda batch, q: flashinfer_call(flashinfer, memory, cache, batch, q, bench.sizes)
+        except Exception as error:  # noqa: BLE001 - whatever it lacks, the others go on
+            print(f"without FlashInfer: {error}")
+    return found
+
+
+def flashinfer_call(
+    flashinfer: Any, memory: torch.Tensor, cache: KVCache, batch: ForwardBatch, q: torch.Tensor, sizes: Sizes
+) -> Call:
+    counts = (batch.kv_lens_S + sizes.page_size - 1) // sizes.page_size
+    starts = F.pad(counts.cumsum(0), (1, 0)).int()
+    inside = torch.arange(batch.page_table_SP.shape[1], device=counts.device) < counts[:, None]
+    pages, last = batch.page_table_SP[inside], (batch.kv_lens_S - 1) % sizes.page_size + 1
+    # A workspace of its own for each plan that one graph uses.
+    own, shape = torch.empty_like(memory), (sizes.heads, sizes.kv_heads, sizes.dim)
+    if batch.num_decode:
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(own, "NHD", use_tensor_cores=True)
+        wrapper.plan(starts, pages, last, *shape, sizes.page_size, q_data_type=q.dtype, kv_data_type=q.dtype)
+    else:
+        query_starts = F.pad(batch.query_lens_S.cumsum(0), (1, 0)).int()
+        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(own, "NHD")
+        wrapper.plan(
+            query_starts, starts, pages, last, *shape, sizes.page_size, causal=True, q_data_type=q.dtype, kv_data_type=q.dtype
+        )
+    return lambda: wrapper.run(q, (cache.data[0, 0], cache.data[0, 1]))
+
+
+def time_attention(
+    bench: Bench, what: str, cache: KVCache, batches: list[ForwardBatch], num_bytes: float, flops: float
+) -> None:
+    sizes = bench.sizes
+    q = bench.random(sum(batches[0].query_lens), sizes.heads, sizes.dim)
+    reference = TorchBackend(cache, sizes.heads)
+    reference.plan(batches[0])
+    k = cache.data[0, :, 0, :1].expand(2, len(q), -1, -1).clone()  # all go to slot 0, as they are there
+    layer = AttentionLayer(0, sizes.dim**-0.5)
+    # The torch backend attends to a whole prompt's keys as they are handed to it, not as they are in the cache.
+    checked = num_bytes < 1e9 and batches[0].kv_lens != batches[0].query_lens
+    want = reference.forward(q, k[0], k[1], layer) if checked else None
+    times: dict[str, float] = {}
+    for name, make in attention_backends(bench, cache).items():
+        try:
+            calls = [make(batch, q) for batch in batches]
+            out = calls[0]()
+            want = out if want is None else want
+            bench.check(f"{what} {name}", out, want)
+            times[name] = bench.time(calls)
+        except Exception as error:
+            if name == "triton":
+                raise
+            print(f"{what}: {name}: {str(error)[:120]}")
+    bench.report(what, times, num_bytes, flops)
+
+
+def make_pool(bench: Bench) -> KVCache:
+    sizes = bench.sizes
+    cache = KVCache(1, sizes.pool_pages - 1, sizes.page_size, sizes.kv_heads, sizes.dim, torch.bfloat16, bench.device)
+    cache.data.normal_()
+    return cache
+
+
+def bench_attention(bench: Bench, cache: KVCache) -> None:
+    sizes = bench.sizes
+    token = 4 * sizes.kv_heads * sizes.dim
+    print("\npaged decode, us a layer; TB/s of keys and values, ours / best")
+    for rows, context in sizes.decode:
+        num_bytes = rows * context * token
+        batches = [make_batch(bench, 1, [context] * rows) for _ in range(bench.copies(num_bytes))]
+        time_attention(bench, f"decode {rows} x {context}", cache, batches, num_bytes, 0.0)
+    ragged = [int(x) for x in torch.linspace(16, 2 * sizes.decode[-1][1], sizes.decode[-1][0] // 4 + 1)]
+    time_attention(bench, f"decode {len(ragged)} ragged", cache, [make_batch(bench, 1, ragged)], sum(ragged) * token, 0.0)
+    print("\npaged prefill, us a layer")
+    for rows, prefix, new in sizes.prefill:
+        flops = 4.0 * rows * sizes.heads * sizes.dim * new * (prefix + new / 2)
+        time_attention(
+            bench, f"prefill {rows} x {prefix}+{new}", cache, [make_batch(bench, new, [prefix + new] * rows)], 0.0, flops
+        )
+
+
+def bench_cascade(bench: Bench, cache: KVCache) -> None:
+    print("\ncascade decode, us a layer: cascade | paged decode of the same; TB/s of bytes that must be read once")
+    sizes, layer = bench.sizes, AttentionLayer(0, bench.sizes.dim**-0.5)
+    for groups, members, shared, own in sizes.cascade:
+        pages, rows = shared // sizes.page_size, groups * members
+        batch = make_batch(bench, 1, [shared + own] * rows, (members, pages))
+        q = bench.random(rows, sizes.heads, sizes.dim)
+        plain, cascade = TritonBackend(cache, sizes.heads), TritonBackend(cache, sizes.heads)
+        for backend in (plain, cascade):
+            backend.plan(batch)
+        order = torch.randperm(groups, device=bench.device).int()
+        cascade.plan_cascade(
+            order.repeat_interleave(members), torch.full((groups,), pages, dtype=torch.int32, device=bench.device)
+        )
+        what = f"cascade {groups} x {members} x {shared}+{own}"
+        bench.check(what, cascade.attend(q, layer), plain.attend(q, layer))
+        times = {
+            "cascade": bench.time([partial(cascade.attend, q, layer)]),
+            "paged": bench.time([partial(plain.attend, q, layer)]),
+        }
+        bench.report(what, times, (groups * shared + rows * own) * 4.0 * sizes.kv_heads * sizes.dim)
+
+
+def tune_attention(bench: Bench, cache: KVCache) -> None:
+    print("\npaged decode: the best tiles (keys, warps, stages), and fewest tokens of a split")
+    sizes = bench.sizes
+    tiles = [
+        Tile(*t) for t in ((64, 4, 2), (64, 4, 3), (64, 4, 4), (128, 4, 2), (128, 4, 3), (128, 8, 3), (32, 4, 4), (64, 8, 4))
+    ]
+    for rows, context in sizes.decode:
+        if rows not in (1, 64, 256, 512, 2) or context > 1024:
+            continue
+        batches = [
+            make_batch(bench, 1, [context] * rows) for _ in range(bench.copies(rows * context * 4 * sizes.kv_heads * sizes.dim))
+        ]
+        q = bench.random(rows, sizes.heads, sizes.dim)
+        found: list[tuple[float, str]] = []
+        for tile in tiles:
+            for chunk, more in ((64, 1), (128, 1), (64, 2)):
+                extra = more * fill(bench.device, sizes.kv_heads)
+                plan = plan_decode(batches[0].kv_lens_S, sizes.kv_heads, None, extra, chunk)
+                ours = partial(paged_decode, q, cache.data[0, 0], cache.data[0, 1], plan=plan, scale=0.09, tile=tile)
+                calls = [partial(ours, batch.page_table_SP) for batch in batches]
+                found.append((bench.time(calls), f"{tile} chunk={chunk} extra={extra}"))
+        for took, label in sorted(found)[:3]:
+            print(f"decode {rows} x {context} {took:8.1f} us  {label}", flush=True)
+        bench.figures.append({"tune": f"decode {rows} x {context}", "us": sorted(found)})
