@@ -103,7 +103,7 @@ class ModelRunner:
         tell(0.0, "warming up")
         self.warm_up()
         if self._stream is not None and tp.size == 1 and not config.disable_cuda_graph and self._attention.capturable:
-            tell("capturing CUDA graphs")
+            tell(0.0, "capturing CUDA graphs")
             self._graphs = DecodeGraphs(self._model, self._attention, self._slots, limits.max_running, limits.context_length)
             with torch.cuda.stream(self._stream):
                 self._graphs.make_first()
