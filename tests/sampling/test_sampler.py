@@ -240,17 +240,16 @@ def test_penalties_of_texts_longer_than_the_first_tables():
 def test_a_slot_forgets_its_last_sequence():
     sampler = Sampler(1, 8, CPU)
     bias = {i: 50.0 for i in range(3)}
-    sampler.init_slot(
-        0, SamplingParams(temperature=0, repetition_penalty=2.0, logit_bias=bias), 1, 0, np.array([1, 2], np.int32)
-    )
-    one_step(sampler, torch.zeros(1, 8), [0])
-    sampler.init_slot(
-        0, SamplingParams(temperature=0, presence_penalty=1.0, logit_bias={5: 1.0}), 1, 0, np.array([3], np.int32)
-    )
-    logits = torch.tensor([[2.0, 1.9, 1.8, 2.05, 0, 0, 0, 0]])
-    assert one_step(sampler, logits, [0]) == [3]
+    first = SamplingParams(temperature=0, presence_penalty=2.0, repetition_penalty=2.0, logit_bias=bias)
+    sampler.init_slot(0, first, 1, 0, np.array([1, 2], np.int32))
+    assert one_step(sampler, torch.zeros(1, 8), [0]) == [0]
+    # The second one's prompt has what the first one's output had: that is no output of its own.
+    second = SamplingParams(temperature=0, presence_penalty=2.0, logit_bias={5: 1.0})
+    sampler.init_slot(0, second, 1, 0, np.array([0], np.int32))
+    logits = torch.tensor([[2.1, 1.9, 1.8, 2.05, 0, 0, 0, 0]])
+    assert one_step(sampler, logits, [0]) == [0]
     sampler.init_slot(0, SamplingParams(temperature=0), 1)
-    assert one_step(sampler, logits, [0]) == [3]
+    assert one_step(sampler, logits, [0]) == [0]
 
 
 def test_a_long_bias_beside_a_short_one():
