@@ -32,9 +32,9 @@ class Tile:
     num_stages: int = 3
 
 
-def default_tile(head_dim: int) -> Tile:
-    """Two programs' pipelines fit an SM's shared memory (228 KiB) in bf16."""
-    return Tile(64, 4, 3) if head_dim <= 128 else Tile(32, 4, 3)
+def default_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    """A block of keys is 16 KiB: the pipelines of two programs fit an SM's shared memory (228 KiB)."""
+    return Tile(max(16, min(64, 16384 // (triton.next_power_of_2(head_dim) * dtype.itemsize))), 4, 3)
 
 
 @dataclass
@@ -194,7 +194,7 @@ def paged_decode(
     block_rows = max(16, triton.next_power_of_2(heads // keys.shape[2]))
     launch_decode(
         q_SNH, keys, values, page_table_SP, plan.work, parts, out_SNH, lse_SN, scale, soft_cap,
-        tile or default_tile(dim), block_rows,
+        tile or default_tile(dim, q_SNH.dtype), block_rows,
     )  # fmt: skip
     merge_parts(plan.work, parts, out_SNH, lse_SN)
     return out_SNH

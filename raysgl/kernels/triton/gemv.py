@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from raysgl.kernels.triton.prefetch import prefetch_rows
 from raysgl.kernels.triton.runtime import launch_options
 
 
@@ -63,13 +64,18 @@ def _gemv_kernel(
     i = tl.arange(0, BLOCK_I)
     # A program's last rows may lie past the matrix: it reads the last row instead, and does not store.
     o_read = o if EVEN_O else tl.minimum(o, outputs - 1)
-    rows = weight_ptr + o_read.to(tl.int64)[:, None] * inputs + i[None, :]
-    rows_up = rows + outputs.to(tl.int64) * inputs
+    begins = weight_ptr + o_read.to(tl.int64) * inputs
+    second = outputs.to(tl.int64) * inputs
+    rows = begins[:, None] + i[None, :]
+    rows_up = rows + second
     acc_OI = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     up_OI = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     squares_I = tl.zeros([BLOCK_I], tl.float32)
     if STAGES > 1:
         if PDL:
+            prefetch_rows(begins, inputs, 2 * BLOCK_I)
+            if SILU_MUL:
+                prefetch_rows(begins + second, inputs, 2 * BLOCK_I)
             gdc_wait()
             gdc_launch_dependents()
         for start in tl.range(0, inputs, BLOCK_I, num_stages=STAGES):

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from raysgl.kernels.triton.blocks import LOG2_E, attend_blocks, finish
-from raysgl.kernels.triton.decode import Tile
+from raysgl.kernels.triton.decode import Tile, default_tile
 from raysgl.kernels.triton.runtime import launch_options
 from raysgl.kernels.triton.work import WorkList, list_work
 
@@ -47,11 +47,10 @@ def plan_prefill(
     return PrefillPlan(work, block_rows, query_lens_S, kv_lens_S)
 
 
-def default_prefill_tile(head_dim: int, block_rows: int) -> Tile:
-    """Queries, and two stages of keys and values, fit an SM's shared memory; 8 warps where a tile is 128 rows of wgmma."""
-    if head_dim > 128:
-        return Tile(32, 8 if block_rows == 128 else 4, 2)
-    return Tile(64, 8 if block_rows == 128 else 4, 3)
+def default_prefill_tile(head_dim: int, block_rows: int, dtype: torch.dtype) -> Tile:
+    """Blocks of keys as in decode; 8 warps where a tile is two of the matrix unit's 64 rows."""
+    keys = default_tile(head_dim, dtype)
+    return Tile(keys.block_keys, 8 if block_rows == 128 else 4, 3 if head_dim <= 128 else 2)
 
 
 @triton.jit
@@ -139,7 +138,7 @@ def paged_prefill(
     if q_TNH.stride(2) != 1 or q_TNH.stride(1) != dim or keys.stride() != values.stride() or keys.stride(3) != 1:
         raise ValueError("attention needs heads without gaps, and keys and values laid out alike")
     out_TNH = torch.empty((tokens, heads, dim), dtype=q_TNH.dtype, device=q_TNH.device)
-    tile = tile or default_prefill_tile(dim, plan.block_rows)
+    tile = tile or default_prefill_tile(dim, plan.block_rows, q_TNH.dtype)
     work = plan.work
     _prefill_kernel[(kv_heads, work.capacity)](
         q_TNH, keys, values, page_table_SP, out_TNH, lse_TN, work.items, work.first_U1[-1:], plan.query_lens_S, plan.kv_lens_S,

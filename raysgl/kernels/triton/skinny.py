@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from raysgl.kernels.triton.prefetch import prefetch_rows
 from raysgl.kernels.triton.runtime import launch_options, workspace
 
 
@@ -63,13 +64,19 @@ def _skinny_kernel(
     t = tl.arange(0, BLOCK_T)
     i = tl.arange(0, BLOCK_I)
     o_read = o if EVEN_O else tl.minimum(o, outputs - 1)
-    rows = weight_ptr + o_read.to(tl.int64)[:, None] * inputs + i[None, :]
-    rows_up = rows + outputs.to(tl.int64) * inputs
+    begins = weight_ptr + o_read.to(tl.int64) * inputs
+    second = outputs.to(tl.int64) * inputs
+    rows = begins[:, None] + i[None, :]
+    rows_up = rows + second
     x_rows = x_ptr + t[:, None] * stride_x + i[None, :]
     span = tl.cdiv(tl.cdiv(inputs, BLOCK_I), SPLITS) * BLOCK_I
     low = split * span
     high = tl.minimum(low + span, inputs)
     if PDL:
+        if low < inputs:
+            prefetch_rows(begins + low, inputs - low, 2 * BLOCK_I)
+            if SILU_MUL:
+                prefetch_rows(begins + second + low, inputs - low, 2 * BLOCK_I)
         gdc_wait()
         gdc_launch_dependents()
     acc_OT = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
