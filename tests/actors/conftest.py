@@ -82,8 +82,7 @@ class App:
             return json.loads(answer.read())
 
     def complete(self, prompt, max_tokens=16, url=None, **settings) -> dict:
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **settings}
-        return self.post("/v1/completions", body, url)
+        return self.post("/v1/completions", _body(prompt, max_tokens, settings), url)
 
     def stream(self, prompt, max_tokens=16, url=None, **settings) -> Stream:
         return Stream((url or self.url) + "/v1/completions", prompt, max_tokens, settings)
@@ -113,10 +112,10 @@ class App:
             except ray.exceptions.RayError:  # it is restarting
                 time.sleep(0.1)
 
-    def wait_serving(self, replicas: int, seconds: float = 90) -> None:
+    def wait_serving(self, replicas: int, model: str = "tiny", seconds: float = 90) -> None:
         """Until the coordinator knows so many replicas."""
         limit = time.monotonic() + seconds
-        while len(self.status().serving.get("tiny", ())) != replicas:
+        while len(self.status().serving.get(model, ())) != replicas:
             assert time.monotonic() < limit, self.status()
             time.sleep(0.05)
         self.wait_ready()
@@ -141,19 +140,17 @@ class App:
         return sum(load["running"] + load["waiting"] for replicas in loads.values() for load in replicas.values())
 
 
+def _body(prompt, max_tokens, settings) -> dict:
+    """A greedy completion that does not end early."""
+    greedy = {"temperature": 0, "ignore_eos": True}
+    return {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, **greedy, **settings}
+
+
 class Stream:
     """An SSE stream read step by step."""
 
     def __init__(self, url, prompt, max_tokens, settings):
-        body = {
-            "model": "tiny",
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            **settings,
-        }
+        body = _body(prompt, max_tokens, {"stream": True, **settings})
         request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST")
         self.answer = urllib.request.urlopen(request, timeout=60)
         self.texts: dict[int, str] = {}
@@ -187,7 +184,7 @@ class Stream:
 
 @pytest.fixture(scope="module")
 def launch(local_ray, served_checkpoint):
-    """launch(name, engine settings, model settings, server settings) -> `App`; deleted at the end of the module."""
+    """launch(name, {model name: {engine settings, or "num_replicas"}}, server settings) -> `App`; deleted at the module's end."""
     from ray import serve
 
     from raysgl.actors import coordinator
@@ -196,24 +193,24 @@ def launch(local_ray, served_checkpoint):
 
     names = []
 
-    def make(name: str, engine: dict | None = None, model: dict | None = None, server: dict | None = None) -> App:
+    def make(name: str, models: dict[str, dict], **server) -> App:
         port = free_port()
-        settings = {
-            "model_path": str(served_checkpoint),
-            "served_model_name": "tiny",
-            "device": "cpu",
-            "max_total_tokens": 8192,
-            "cpu_threads": 1,
-            **(engine or {}),
-        }
-        config = AppConfig.model_validate(
-            {
-                "server": {"port": port, "drain_timeout_s": 20, **(server or {})},
-                "models": [{"engine": settings, "num_cpus_per_shard": 0.1, "drain_timeout_s": 20, **(model or {})}],
+        config = {"server": {"port": port, "drain_timeout_s": 20, **server}, "models": []}
+        for model, settings in models.items():
+            replicas = settings.pop("num_replicas", 1)
+            engine = {
+                "model_path": str(served_checkpoint),
+                "served_model_name": model,
+                "device": "cpu",
+                "max_total_tokens": 8192,
+                "cpu_threads": 1,
+                **settings,
             }
-        )
+            config["models"].append(
+                {"engine": engine, "num_replicas": replicas, "num_cpus_per_shard": 0.1, "drain_timeout_s": 20}
+            )
         names.append(name)
-        serve.run(build(config), name=name, route_prefix=f"/{name}")
+        serve.run(build(AppConfig.model_validate(config)), name=name, route_prefix=f"/{name}")
         app = App(name, port, f"http://127.0.0.1:{local_ray}/{name}")
         app.wait_ready()
         return app

@@ -1,8 +1,9 @@
-"""The whole stack on a real local Ray: two replicas of a tiny model behind one ingress, and what happens when parts of it die."""
+"""The whole stack on a real local Ray: two replicas of a tiny model behind two ingresses that share a port, and what happens when
+parts of it die."""
 
 from __future__ import annotations
 
-import threading
+import http.client
 import time
 
 import pytest
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def app(launch):
-    app = launch("pair", model={"num_replicas": 2})
+    app = launch("pair", {"tiny": {"num_replicas": 2}}, num_ingress=2)
     app.wait_serving(2)
     return app
 
@@ -38,8 +39,9 @@ def test_streaming_through_both_doors(app):
 
 
 def test_the_ingress_imports_no_torch(app):
-    (ingress,) = processes("ray::ServeReplica:pair:Ingress")
-    assert not [m.path for m in ingress.memory_maps() if "libtorch" in m.path]
+    ingresses = processes("ray::ServeReplica:pair:Ingress")
+    assert len(ingresses) == 2
+    assert not [m.path for ingress in ingresses for m in ingress.memory_maps() if "libtorch" in m.path]
 
 
 def test_a_long_prefix_is_found_again_whichever_replica_has_it(app):
@@ -54,12 +56,11 @@ def test_a_long_prefix_is_found_again_whichever_replica_has_it(app):
 def test_a_client_that_goes_away_frees_its_pages(app):
     stream = app.stream(prompt(3), 1900)
     stream.read(5)
-    assert app.running() >= 0
+    while app.running() != 1:
+        stream.read(1)
     stream.close()
     assert app.idle()
-    holder = threading.Thread(target=lambda: _give_up(app))
-    holder.start()
-    holder.join()
+    _give_up(app)
     assert app.idle()
 
 
@@ -93,6 +94,23 @@ def test_all_shards_killed_mid_stream_is_a_pause(app):
         shard.kill()
     assert stream.read().texts[0] == whole
     app.wait_serving(2)
+
+
+def test_an_ingress_that_dies_takes_only_its_own_streams_along(app):
+    streams = [app.stream(prompt(20 + i), 1900) for i in range(8)]
+    for stream in streams:
+        stream.read(1)
+    victim, other = processes("ray::ServeReplica:pair:Ingress")
+    victim.kill()
+    cut = 0
+    for stream in streams:
+        try:
+            stream.read()
+        except (OSError, AssertionError, http.client.HTTPException):
+            cut += 1
+    assert other.is_running() and sum(bool(stream.finish) for stream in streams) == len(streams) - cut
+    assert app.idle(), "the dead ingress's sequences still run"
+    app.wait_ready()
 
 
 def test_serving_goes_on_without_the_coordinator_and_it_recovers(app):

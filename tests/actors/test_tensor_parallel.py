@@ -1,4 +1,7 @@
-"""A replica of two shards: the followers execute the first one's plans, and the text is the same."""
+"""Two models behind one ingress, one of them in two shards: the followers execute the first one's plans, and the text is the same."""
+
+import json
+import urllib.error
 
 import pytest
 
@@ -6,18 +9,30 @@ from tests.actors.conftest import processes
 
 pytestmark = pytest.mark.cluster
 
+PROMPT = [(i * 11) % 200 + 3 for i in range(300)]
 
-def test_two_shards_say_what_one_says_and_die_together(launch):
-    one = launch("one")
-    two = launch("two", engine={"tp_size": 2})
-    prompt = [(i * 11) % 200 + 3 for i in range(300)]
-    expected = one.complete(prompt, 64)["choices"][0]["text"]
-    assert two.complete(prompt, 64)["choices"][0]["text"] == expected
+
+@pytest.fixture(scope="module")
+def app(launch):
+    return launch("models", {"one": {}, "two": {"tp_size": 2}})
+
+
+def test_two_shards_say_what_one_says_and_die_together(app):
+    expected = app.complete(PROMPT, 64, model="one")["choices"][0]["text"]
+    assert app.complete(PROMPT, 64, model="two")["choices"][0]["text"] == expected
     shards = processes("ray::ModelShard")
     assert len(shards) == 3
-    stream = two.stream(prompt, 64)
-    stream.read(3)
-    newest = max(shards, key=lambda process: process.create_time())  # the follower
-    newest.kill()
-    assert stream.read().texts[0] == expected
-    two.wait_serving(1)
+    for shard in shards[:2]:  # one of them, at least, is half of a replica
+        streams = [app.stream(PROMPT, 64, model=model).read(3) for model in ("one", "two")]
+        shard.kill()
+        assert [stream.read().texts[0] for stream in streams] == [expected] * 2
+        app.wait_serving(1, "one")
+        app.wait_serving(1, "two")
+
+
+def test_models_are_chosen_by_name(app):
+    names = [model["id"] for model in json.loads(app.get("/v1/models")[1])["data"]]
+    assert names == ["one", "two"]
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        app.complete(PROMPT, 4, model="three")
+    assert refusal.value.code == 404
