@@ -62,7 +62,7 @@ def fill(device: torch.device, num_kv_heads: int) -> int:
     return max(1, PROGRAMS_PER_SM * num_sms(device) // num_kv_heads)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "stride_table"])
 def _decode_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, out_ptr, lse_ptr, part_ptr, part_lse_ptr, items_ptr, count_ptr,
     members_ptr, first_member_ptr, num_members_ptr,

@@ -111,7 +111,7 @@ def merge_parts(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _merge_state_kernel(
     a_ptr, a_lse_ptr, b_ptr, b_lse_ptr, out_ptr, lse_ptr, total, H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,

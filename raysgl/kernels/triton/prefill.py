@@ -53,7 +53,7 @@ def default_prefill_tile(head_dim: int, block_rows: int, dtype: torch.dtype) -> 
     return Tile(keys.block_keys, 8 if block_rows == 128 else 4, 3 if head_dim <= 128 else 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "stride_table", "window"])
 def _prefill_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, out_ptr, lse_ptr, items_ptr, count_ptr, query_lens_ptr, kv_lens_ptr,
     stride_q, stride_page, stride_token, stride_head, stride_table, capacity, scale_log2, soft_cap_log2, window,

@@ -51,7 +51,7 @@ def _finish(
     tl.store(out_ptr + at, acc_OT.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _skinny_kernel(
     x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, part_ptr, counter_ptr, tokens, outputs, inputs, stride_x, eps,
     BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, SPLITS: tl.constexpr, EVEN_O: tl.constexpr,
