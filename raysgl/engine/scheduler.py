@@ -289,19 +289,21 @@ class Scheduler:
 
     def _share(self, seq: Sequence) -> None:
         """Put the full pages computed so far into the tree, and use the tree's where it has them already."""
-        full = min(seq.num_computed, len(seq.tokens)) // self.config.page_size
-        if not self.config.radix_cache or full <= seq.num_shared:
+        size, shared = self.config.page_size, seq.num_shared
+        full = min(seq.num_computed, len(seq.tokens)) // size
+        if not self.config.radix_cache or full <= shared:
             return
-        tokens = seq.tokens[: full * self.config.page_size]
-        hashes = seq.page_hashes[:full] if full <= len(seq.page_hashes) else None
-        inserted = self.tree.insert(tokens, seq.pages[:full], seq.extra_key, hashes=hashes)
+        assert seq.node is not None, "a running sequence has a place in the tree"
+        new = seq.tokens[shared * size : full * size]
+        inserted = self.tree.insert(
+            new, seq.pages[shared:full], seq.extra_key, hashes=seq.page_hashes[shared:full], after=seq.node
+        )
         self.tree.lock(inserted.node)
         self.tree.unlock(seq.node)
-        for index, own, shared in inserted.duplicates:
-            if index >= seq.num_shared:
-                seq.pages[index] = shared
-                seq.table_updates.append((index, shared))
-                self.pool.free([own])
+        for index, own, cached in inserted.duplicates:
+            seq.pages[shared + index] = cached
+            seq.table_updates.append((shared + index, cached))
+            self.pool.free([own])
         seq.node = inserted.node
         seq.num_shared = full
         self._computing.computed(seq, full)
@@ -309,6 +311,7 @@ class Scheduler:
     def _release(self, seq: Sequence) -> None:
         """Give back slot and pages; what was computed stays in the tree, evictable."""
         self._share(seq)
+        assert seq.node is not None, "a running sequence has a place in the tree"
         self._computing.stop(seq)
         self.pool.free(seq.pages[seq.num_shared :])
         self.tree.unlock(seq.node)
