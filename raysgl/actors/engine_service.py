@@ -13,7 +13,7 @@ from raysgl.actors.transport import Transport
 from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import Runner, StepPlan
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
-from raysgl.messages import KVEvents, SequenceOutput, ToEngine
+from raysgl.messages import KVEvent, KVEvents, Load, SequenceOutput, ToEngine
 from raysgl.routing.messages import Reply
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,12 @@ class EngineService:
             runner,
             receive=self._receive,
             emit=self._emit,
-            publish=self.publisher.publish,
+            publish=self._publish,
             broadcast=broadcast,
             answer=self.outbox.answer,
             overlap=overlap,
         )
+        self._outputs: dict[str, list[SequenceOutput]] = {}
         self._fatal = fatal
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
@@ -95,7 +96,15 @@ class EngineService:
         return self.inbox.receive(timeout)
 
     def _emit(self, outputs: dict[str, list[SequenceOutput]]) -> None:
-        self.outbox.emit(outputs, self.loop.progress, self.publisher.load)
+        self._outputs = outputs
+
+    def _publish(self, events: list[KVEvent], load: Load) -> None:
+        """Comes right after `_emit`, with the load that goes out together with the tokens: a finished request's ingress must not
+        think that it still runs."""
+        if self._outputs:
+            self.outbox.emit(self._outputs, self.loop.progress, load)
+            self._outputs = {}
+        self.publisher.publish(events, load)
 
     def _run(self) -> None:
         try:
