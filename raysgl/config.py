@@ -45,6 +45,9 @@ class EngineConfig(Settings):
         "auto", description="auto: by device and what is installed"
     )
     disable_cuda_graph: bool = Field(False, description="run decode steps kernel by kernel instead of replaying CUDA graphs")
+    disable_cascade_attention: bool = Field(
+        False, description="on cuda, do not read a prefix that decoding sequences share once for all of them"
+    )
     random_seed: int = Field(0, description="of dummy weights")
 
     page_size: int = Field(16, ge=1, description="tokens in a KV page")

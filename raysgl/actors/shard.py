@@ -228,6 +228,7 @@ class ModelShard:
             policy=config.schedule_policy,
             conservativeness=config.schedule_conservativeness,
             radix_cache=not config.disable_radix_cache,
+            group_prefixes=limits.group_prefixes,
         )
 
     def _thread(self, target: Callable[[], None], name: str) -> None:

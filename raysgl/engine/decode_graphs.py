@@ -2,8 +2,9 @@
 
 A graph is made for a number of rows; smaller steps are padded with rows of a slot that no sequence has. Everything that changes from
 step to step is read on the device: slots and positions from two static rows of integers, token ids, page tables and lengths through
-them. Graphs for a few sizes are made at start; a size that keeps coming back gets its own. Legend: `raysgl.kernels.batch`; B rows of
-a graph.
+them. Graphs for a few sizes are made at start; a size that keeps coming back gets its own. Rows that share long prefixes have graphs of
+their own, with cascade attention; who shares what is read on the device too. Legend: `raysgl.kernels.batch`; B rows of a graph,
+J groups.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ import torch
 from raysgl.engine.slots import Slots
 from raysgl.kernels.attention import AttentionBackend
 from raysgl.kernels.batch import ForwardBatch
+
+if TYPE_CHECKING:
+    from raysgl.kernels.triton.backend import TritonBackend
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +35,17 @@ WANTED = 32
 """A size is made when so many steps would have been better off with it."""
 
 
+CASCADE_FROM = 8
+"""With fewer rows there is too little to share."""
+
+
 @dataclass
 class Graph:
-    """A captured step: `inputs` are slots_B and positions_B, what it leaves are `logits_BV` and `tokens_B` (the argmax)."""
+    """A captured step. inputs_CB: slots and positions, and with cascade attention each row's group and each group's shared pages
+    (B of them). It leaves `logits_BV` and `tokens_B` (the argmax)."""
 
     graph: torch.cuda.CUDAGraph
-    inputs_2B: torch.Tensor
+    inputs_CB: torch.Tensor
     logits_BV: torch.Tensor
     tokens_B: torch.Tensor
 
@@ -43,13 +53,20 @@ class Graph:
 class DecodeGraphs:
     """All graphs of one rank; they share one memory pool, so replays must follow one another in one stream."""
 
-    def __init__(self, model: torch.nn.Module, attention: AttentionBackend, slots: Slots, max_rows: int, max_length: int):
-        self._model, self._attention, self._slots = model, attention, slots
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        attention: AttentionBackend,
+        cascade: TritonBackend | None,
+        slots: Slots,
+        max_rows: int,
+        max_length: int,
+    ):
+        self._model, self._attention, self._cascade, self._slots = model, attention, cascade, slots
         self._max_rows, self._max_length = max_rows, max_length
         self._device = slots.last_token_N.device
-        self._graphs: dict[int, Graph] = {}
-        self._sizes: list[int] = []
-        self._wanted: Counter[int] = Counter()
+        self._graphs: dict[bool, dict[int, Graph]] = {False: {}, True: {}}
+        self._wanted: Counter[tuple[int, bool]] = Counter()
         self._pool = None
 
     def make_first(self) -> None:
@@ -57,41 +74,52 @@ class DecodeGraphs:
         begin, before = time.perf_counter(), torch.cuda.memory_reserved(self._device)
         sizes = {size for size in FIRST_SIZES if size < self._max_rows} | {self._max_rows}
         for size in sorted(sizes, reverse=True):
-            self._make(size)
+            self._make(size, False)
+        if self._cascade is not None and self._max_rows >= CASCADE_FROM:
+            self._make(self._max_rows, True)
         log.info(
             "%d decode graphs in %.1f s, %.2f GiB",
-            len(sizes),
+            sum(map(len, self._graphs.values())),
             time.perf_counter() - begin,
             (torch.cuda.memory_reserved(self._device) - before) / 2**30,
         )
 
-    def run(self, slots_S: np.ndarray, positions_S: np.ndarray) -> Graph:
-        """Replay: row i computes the token at positions_S[i] of slot slots_S[i]. Rows after those are padding."""
+    def run(self, slots_S: np.ndarray, positions_S: np.ndarray, groups_S: np.ndarray, shared_pages_J: np.ndarray) -> Graph:
+        """Replay: row i computes the token at positions_S[i] of slot slots_S[i]. Rows after those are padding.
+
+        groups_S and shared_pages_J are `StepPlan`'s, empty where nothing is shared.
+        """
         rows = len(slots_S)
-        graph = self._graphs[self._size(rows)]
-        size = graph.inputs_2B.shape[1]
-        pinned = torch.empty((2, size), dtype=torch.int64, pin_memory=True)
+        cascade = bool(len(groups_S)) and self._cascade is not None and rows >= CASCADE_FROM
+        graph = self._graphs[cascade][self._size(rows, cascade)]
+        pinned = torch.empty(graph.inputs_CB.shape, dtype=torch.int64, pin_memory=True)
         host = pinned.numpy()
         host[0, :rows], host[0, rows:] = slots_S, self._slots.padding
         host[1, :rows], host[1, rows:] = positions_S, 0
-        graph.inputs_2B.copy_(pinned, non_blocking=True)
+        if cascade:
+            host[2, :rows], host[2, rows:] = groups_S, -1
+            host[3, : len(shared_pages_J)], host[3, len(shared_pages_J) :] = shared_pages_J, 0
+        graph.inputs_CB.copy_(pinned, non_blocking=True)
         graph.graph.replay()
         return graph
 
-    def _size(self, rows: int) -> int:
-        fitting = next(size for size in self._sizes if size >= rows)
-        ideal = rows if rows <= 2 else min(-(-rows // STEP) * STEP if rows > 4 else 4, self._max_rows)
+    def _size(self, rows: int, cascade: bool) -> int:
+        """The smallest graph that fits; one that would fit better is made when it has been missed often enough."""
+        fitting = min(size for size in self._graphs[cascade] if size >= rows)
+        ideal = rows if rows <= 2 else 4 if rows <= 4 else min(-(-rows // STEP) * STEP, self._max_rows)
         if ideal < fitting:
-            self._wanted[ideal] += 1
-            if self._wanted[ideal] >= WANTED:
-                self._make(ideal)
+            self._wanted[ideal, cascade] += 1
+            if self._wanted[ideal, cascade] >= WANTED:
+                self._make(ideal, cascade)
                 return ideal
         return fitting
 
     @torch.inference_mode()
-    def _make(self, size: int) -> None:
-        inputs = torch.zeros((2, size), dtype=torch.int64, device=self._device)
+    def _make(self, size: int, cascade: bool) -> None:
+        inputs = torch.zeros((4 if cascade else 2, size), dtype=torch.int64, device=self._device)
         inputs[0] = self._slots.padding
+        if cascade:
+            inputs[2] = -1
         stream = torch.cuda.current_stream(self._device)
         for _ in range(2):  # libraries choose and allocate what they need outside the graph
             self._step(inputs)
@@ -100,12 +128,12 @@ class DecodeGraphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             logits, tokens = self._step(inputs)
         self._pool = graph.pool()
-        self._graphs[size] = Graph(graph, inputs, logits, tokens)
-        self._sizes = sorted(self._graphs)
+        self._graphs[cascade][size] = Graph(graph, inputs, logits, tokens)
 
-    def _step(self, inputs_2B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        slots_B, positions_B = inputs_2B[0], inputs_2B[1]
-        size, rows = self._slots.page_size, inputs_2B.shape[1]
+    def _step(self, inputs_CB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        slots_B, positions_B = inputs_CB[0], inputs_CB[1]
+        attention: AttentionBackend = self._attention if len(inputs_CB) == 2 else self._cascade
+        size, rows = self._slots.page_size, inputs_CB.shape[1]
         table_BP = self._slots.page_table_NW.index_select(0, slots_B)
         page_B = table_BP.gather(1, (positions_B // size).unsqueeze(1)).squeeze(1)
         batch = ForwardBatch(
@@ -121,8 +149,10 @@ class DecodeGraphs:
             logits_L=slots_B,
             page_size=size,
         )
-        self._attention.plan(batch)
-        logits_BV = self._model.logits(self._model(batch, self._attention))
+        attention.plan(batch)
+        if attention is self._cascade:
+            attention.plan_cascade(inputs_CB[2].int(), inputs_CB[3].int())
+        logits_BV = self._model.logits(self._model(batch, attention))
         tokens_B = logits_BV.argmax(-1)
         self._slots.last_token_N.index_copy_(0, slots_B, tokens_B)
         return logits_BV, tokens_B

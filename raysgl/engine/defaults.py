@@ -19,6 +19,7 @@ class EngineLimits:
     max_running: slots, so sequences that run at a time. max_queued: sequences that may wait before one is refused.
     step_tokens: tokens that one step computes at most; 0: prompts are not chunked.
     context_length: tokens of prompt and output together. cpu_threads: torch threads of one shard on cpu.
+    group_prefixes: decode steps use cascade attention where rows share a prefix.
     """
 
     max_running: int
@@ -26,6 +27,7 @@ class EngineLimits:
     step_tokens: int
     context_length: int
     cpu_threads: int
+    group_prefixes: bool
 
     @property
     def largest_prefill(self) -> int:
@@ -42,6 +44,7 @@ def resolve_defaults(config: EngineConfig, device: str, context_length: int) -> 
         max_queued=QUEUED_PER_RUNNING * running if queued is None else queued,
         step_tokens=max(0, STEP_TOKENS[device] if chunk is None else chunk),
         context_length=config.context_length or context_length,
+        group_prefixes=device == "cuda" and not config.disable_radix_cache and not config.disable_cascade_attention,
         cpu_threads=config.cpu_threads or max(1, usable_cores() // config.tp_size),
     )
 

@@ -61,6 +61,10 @@ class StepPlan(msgspec.Struct, array_like=True):
     prompt_logprobs_S: bytes = b""
     prompt_targets_T: bytes = b""
     """For rows that report prompt log probabilities: the id that follows each token of the chunk (packed as token_ids_T)."""
+    groups_S: bytes = b""
+    """For steps of decode rows alone that share prefixes: each row's group (-1: none), else empty."""
+    shared_pages_J: bytes = b""
+    """How many pages the rows of each group begin with."""
 
 
 def ints(data: bytes) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raysgl.engine.plan import SlotInit, StepPlan
 from raysgl.engine.sequence import Sequence
+from raysgl.engine.shared_prefixes import Groups
 from raysgl.messages import pack_ids
 
 
@@ -97,8 +98,8 @@ class PlanBuilder:
                 self._page_ids.append(page)
             seq.table_updates.clear()
 
-    def build(self, step: int) -> Step:
-        """The packed plan."""
+    def build(self, step: int, groups: Groups | None = None) -> Step:
+        """The packed plan. `groups` are of its decode rows."""
         plan = StepPlan(
             step=step,
             slots_S=self._slots.tobytes(),
@@ -113,5 +114,7 @@ class PlanBuilder:
             init=self._init,
             prompt_logprobs_S=self._logprobs.tobytes() if self._targets else b"",
             prompt_targets_T=self._targets.tobytes(),
+            groups_S=pack_ids(groups.rows) if groups else b"",
+            shared_pages_J=pack_ids(groups.pages) if groups else b"",
         )
         return Step(plan, self.rows, self.num_prefill, self.num_decode)

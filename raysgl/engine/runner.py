@@ -41,7 +41,7 @@ class ModelRunner:
     """See `raysgl.engine.plan.Runner`. Not thread safe: one thread launches.
 
     num_pages, page_size, context_length, vocab_size: of the pool and the model. max_running: slots.
-    memory: a `MemoryReport`. device_name: for people.
+    memory: a `MemoryReport`. cascade_steps: decode steps in which rows shared a prefix. device_name: for people.
     Raises `ModelError` for a model that cannot be served, or a pool that does not fit.
     """
 
@@ -98,13 +98,19 @@ class ModelRunner:
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
         self._graphs: DecodeGraphs | None = None
+        self.cascade_steps = 0
         self.memory = memory.MemoryReport(weights, activations, self._cache.num_bytes, self.num_pages * config.page_size)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
         if self._stream is not None and tp.size == 1 and not config.disable_cuda_graph and self._attention.capturable:
             tell(0.0, "capturing CUDA graphs")
-            self._graphs = DecodeGraphs(self._model, self._attention, self._slots, limits.max_running, limits.context_length)
+            cascade = None
+            if limits.group_prefixes and set(hf.windows) == {None}:
+                cascade = create_backend("triton", self._cache, hf.num_heads // tp.size)
+            self._graphs = DecodeGraphs(
+                self._model, self._attention, cascade, self._slots, limits.max_running, limits.context_length
+            )
             with torch.cuda.stream(self._stream):
                 self._graphs.make_first()
         log.info("rank %d on %s: %s", rank, self.device_name, self.memory)
@@ -167,13 +173,14 @@ class ModelRunner:
         slots_S = ints(plan.slots_S)
         rows = len(slots_S)
         self._slots.take_pages(plan)
-        graph = graphs.run(slots_S, ints(plan.starts_S))
+        self.cascade_steps += bool(plan.groups_S)
+        graph = graphs.run(slots_S, ints(plan.starts_S), ints(plan.groups_S), ints(plan.shared_pages_J))
         tokens_L = graph.tokens_B[:rows]
         if self._sampler.takes_argmax(slots_S):
             self._sampler.took_argmax(slots_S)
             return LaunchedStep(StepOutputs(tokens_L, []))
         sampled = self._sampler.sample(graph.logits_BV[:rows], slots_S)
-        self._slots.last_token_N.index_copy_(0, graph.inputs_2B[0, :rows], sampled.tokens_L)
+        self._slots.last_token_N.index_copy_(0, graph.inputs_CB[0, :rows], sampled.tokens_L)
         return LaunchedStep(StepOutputs(sampled.tokens_L, sampled.asking, sampled.logprobs))
 
     def _sample(

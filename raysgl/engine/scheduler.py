@@ -25,6 +25,7 @@ from raysgl.engine.plan import StepResult
 from raysgl.engine.plan_builder import PlanBuilder, Step
 from raysgl.engine.prefixes import PrefixesBeingComputed
 from raysgl.engine.sequence import Sequence, Status
+from raysgl.engine.shared_prefixes import Groups, find_groups
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
 
@@ -33,7 +34,7 @@ from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, Token
 class SchedulerConfig:
     """`step_tokens` is the most that one step computes; 0 means prompts are never chunked.
 
-    `eos_token_ids` end a sequence unless it ignores them.
+    `eos_token_ids` end a sequence unless it ignores them. `group_prefixes`: tell the runner which rows share a prefix.
     """
 
     page_size: int
@@ -46,6 +47,7 @@ class SchedulerConfig:
     policy: str = "fcfs"
     conservativeness: float = 1.0
     radix_cache: bool = True
+    group_prefixes: bool = False
 
 
 def _wrap64(value: int) -> int:
@@ -67,6 +69,8 @@ class Scheduler:
         self._free_slots = list(range(config.max_running - 1, -1, -1))
         self.outputs = Outputs()
         self._computing = PrefixesBeingComputed()
+        self._grouped: list[Sequence] = []
+        self._groups: Groups | None = None
         self._arrivals = 0
         self._steps = 0
 
@@ -156,7 +160,16 @@ class Scheduler:
             return None
         self._steps += 1
         self.estimator.stepped()
-        return builder.build(self._steps)
+        return builder.build(self._steps, self._find_groups(builder) if self.config.group_prefixes else None)
+
+    def _find_groups(self, builder: PlanBuilder) -> Groups | None:
+        """Of a step of decode rows alone. Their nodes don't change, so the groups hold while the rows are the same."""
+        if builder.num_prefill:
+            return None
+        sequences = [row.seq for row in builder.rows]
+        if sequences != self._grouped:
+            self._grouped, self._groups = sequences, find_groups(sequences, self.config.page_size)
+        return self._groups
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
         """One token for every sequence that has one to compute; retracts the youngest where pages run out."""
