@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raysgl.bench.routing import command
+
 if TYPE_CHECKING:
     from raysgl.bench.report import Report
 
 bench = typer.Typer(help="Benchmarks: each prints the machine, the versions and a table.", no_args_is_help=True)
+bench.command()(command.routing)
+bench.command()(command.index)
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 ModelPath = Annotated[str, typer.Option(help="as model_path in a config")]

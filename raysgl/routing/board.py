@@ -3,8 +3,8 @@
 The cost is in seconds, and it is everybody's, not only the new request's own:
 
     own work    uncached prompt tokens / prefill rate
-    own wait    prompt tokens queued ahead / prefill rate, and waiting for a place to run and for KV pages
-    own pace    some decode steps at the replica's present pace
+    wait        WAIT_WEIGHT * prompt tokens queued ahead / prefill rate; waiting for a place to run and for KV pages
+    own pace    some decode steps, as far as the replica's batch makes them slower
     others      own work, once for every request that runs or waits there: it holds up all of them
 
 The last term is what keeps a cluster efficient under load (docs/routing.md): without it every request takes the quickest way for
@@ -29,8 +29,17 @@ DEFAULT_DECODE_RATE = 100.0
 EXPECTED_OUTPUT = 128
 """Output tokens assumed of a request, to judge when places and pages come free."""
 
-PACE_STEPS = 4
-"""Decode steps whose duration counts in the cost: a busy batch is worth less than a quiet one, but far less than a prefix."""
+WAIT_WEIGHT = 2.0
+"""A queue costs this request its wait, and work added to a queue holds up whoever arrives while it lasts: wait * arrivals per second * work
+each = wait * utilisation, and where there is a queue, utilisation is near 1. (docs/routing.md: 1 is as good on the whole, with
+longer tails; above 4 affinity suffers.)"""
+
+PACE_STEPS = 8
+"""Decode steps whose slowness counts in the cost: a busy batch is worth less than a quiet one, but far less than a prefix."""
+
+
+FLAT_ROWS = 16
+"""A step of fewer rows takes hardly longer than one of a single row, so up to there a busy batch is no slower than a quiet one."""
 
 
 class Board:
@@ -74,7 +83,7 @@ class Board:
             self._set_rates()
         per_decode = 1 / (load.decode_rate or DEFAULT_DECODE_RATE)
         over = running + waiting + 1 - load.max_running if load.max_running > 0 else 0
-        fixed = PACE_STEPS * load.step_seconds * running / max(1, load.running)
+        fixed = PACE_STEPS * load.step_seconds * running / (FLAT_ROWS + running)
         if over > 0:
             fixed += over * EXPECTED_OUTPUT * per_decode
         # A place to run is taken even where nobody may wait.
@@ -101,12 +110,11 @@ class Board:
         """
         if hit_pages is None:
             uncached = np.float64(max(1, num_tokens))
-            wait = self._queued * self._per_token
+            ahead = self._queued
         else:
             uncached = np.maximum(num_tokens - hit_pages * self.page_size, 1.0)
             ahead = self._queued if coming_pages is None else np.maximum(self._queued - coming_pages * self.page_size, 0.0)
-            wait = ahead * self._per_token
-        cost = uncached * self._per_token * (1.0 + self._requests) + wait + self._fixed
+        cost = (uncached * (1.0 + self._requests) + WAIT_WEIGHT * ahead) * self._per_token + self._fixed
         if sequences > 1:
             more = self._over + (sequences - 1)
             already = np.maximum(self._over, 0.0)

@@ -125,8 +125,8 @@ class PrefixIndex:
         if not hashes or not (mask := mask & shards[hashes[0] & 255].get(hashes[0], 0)):
             return runs
         for index, page in enumerate(hashes):
-            both = shards[page & 255].get(page, 0) & mask
-            if both != mask:
+            held = shards[page & 255].get(page, 0)
+            if held != mask and (both := held & mask) != mask:
                 runs.append((mask ^ both, index))
                 mask = both
                 if not mask:

@@ -38,8 +38,9 @@ class OptimisticPages:
         """KV events say that these are cached (or were, and are gone again)."""
         if not self._until:
             return
+        pages = self._until
         for page in hashes:
-            if page in self._until:
+            if page in pages:
                 self._drop(page, replica)
 
     def drop_replica(self, replica: str) -> None:
@@ -87,11 +88,17 @@ class OptimisticPages:
     def _set(self, queue: deque[tuple[float, str, Sequence[int]]], until: float, replica: str, hashes: Sequence[int]) -> None:
         if hashes:
             queue.append((until, replica, hashes))
+            pages = self._until
             for page in hashes:
-                self._until.setdefault(page, {})[replica] = until
+                if page in pages:
+                    pages[page][replica] = until
+                else:
+                    pages[page] = {replica: until}
 
     def _drop(self, page: int, replica: str) -> None:
         until = self._until[page]
-        until.pop(replica, None)
-        if not until:
-            del self._until[page]
+        if replica in until:
+            if len(until) == 1:
+                del self._until[page]
+            else:
+                del until[replica]

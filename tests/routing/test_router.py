@@ -5,9 +5,9 @@ from collections import Counter
 import msgspec
 import pytest
 
-from raysgl.messages import KVEvents, Load, PagesRemoved, PagesStored
+from raysgl.messages import CacheCleared, KVEvents, Load, PagesRemoved, PagesStored
 from raysgl.routing import Decision, Refusal, ReplicaInfo, Router, RouteRequest
-from raysgl.routing.board import DEFAULT_PREFILL_RATE
+from raysgl.routing.board import DEFAULT_PREFILL_RATE, WAIT_WEIGHT
 
 P = 16
 IDLE = Load(prefill_rate=1000.0, decode_rate=200.0, step_seconds=0.02, max_running=8, total_pages=10_000, free_pages=10_000)
@@ -68,8 +68,9 @@ def test_a_fully_cached_prompt_still_costs_something():
 
 def test_a_hot_prefix_spills_over_when_waiting_costs_more_than_recomputing():
     prefix = 100 * P  # 1.6 s of prefill
-    for queued, expected in ((prefix - 100, "r0"), (prefix + 100, "other")):
-        router = router_of(r0=load(queued_tokens=queued, running=1))
+    worth = prefix / WAIT_WEIGHT  # a queue holds up later arrivals too
+    for queued, expected in ((worth - 100, "r0"), (worth + 100, "other")):
+        router = router_of(r0=load(queued_tokens=int(queued), running=1))
         cache(router, "r0", range(100))
         chosen = choose(router, prompt(0, 100, 10)).replica
         assert (chosen == "r0") == (expected == "r0")
@@ -249,6 +250,35 @@ def test_a_quieter_batch_is_preferred_but_less_than_a_prefix():
         router.finish(decision.ticket, 0.0)
     cache(router, "r0", range(20))
     assert choose(router, prompt(0, 20)).replica == "r0"
+
+
+def test_who_runs_or_waits_there_is_held_up_too():
+    """A replica with nine others costs ten times the work, so what is cached there weighs ten times as much."""
+    router = router_of(2, max_queued=100, r0=load(running=9, max_running=64), r1=load(running=3, max_running=64))
+    pace = [8 * 0.02 * rows / (16 + rows) for rows in (9, 3)]
+    costs = router._fresh_board().costs(500, 1, None, None)
+    assert costs.tolist() == pytest.approx([0.5 * 10 + pace[0], 0.5 * 4 + pace[1]])
+
+
+def test_an_unreported_request_does_not_scare_others_away_from_their_prefix():
+    router = router_of(4)
+    cache(router, "r2", range(40))
+    homes = {choose(router, RouteRequest([*range(40), 900 + i], 41 * P)).replica for i in range(4)}
+    assert homes == {"r2"}
+
+
+def test_prefixes_on_many_replicas_and_wide_masks():
+    """More replicas than are looked at one by one, and bits that change when a cache is cleared."""
+    router = router_of(80)
+    for i in range(80):
+        cache(router, f"r{i}", range(100, 120 if i == 37 else 104))
+    assert choose(router, prompt(100, 30)).replica == "r37"
+    router.events(KVEvents("r37", 1, 1, [CacheCleared()]), 0.0)
+    router.events(KVEvents("r5", 1, 1, [PagesStored(0, list(range(104, 125)))]), 0.0)
+    decision = choose(router, prompt(100, 28))
+    assert (decision.replica, decision.hit_pages) == ("r5", 25)
+    router.leave("r5", 1)
+    assert choose(router, prompt(100, 27)).hit_pages >= 4
 
 
 def test_a_session_keeps_its_replica_among_equals():

@@ -90,17 +90,17 @@ def groups(make: Maker) -> None:
     prefixes = [make.pages(make.length(2048, 0.7, 8192)) for _ in range(12 * make.replicas)]
     draw = make.zipf(len(prefixes))
     for _ in range(make.size):
-        make.ask(prefixes[draw()], make.length(200), make.length(120, 0.7, 1000), at=make.random.random())
+        make.ask(prefixes[draw()], make.length(400), make.length(220, 0.7, 1500), at=make.random.random())
 
 
 def chat(make: Maker) -> None:
-    """Multi-turn chat: history is resent, some five turns over about half of the run; three products with their system prompts."""
+    """Multi-turn chat: history is resent, some five turns, a quarter of the run apart; sessions began before the run or in it."""
     systems = [make.pages(768) for _ in range(3)]
     while len(make.drafts) < make.size:
         prefix = make.random.choice(systems)
         if make.random.random() < 0.3:
             prefix = prefix + make.pages(make.length(2500, 0.6, 8000))
-        session, after, at = f"s{len(make.drafts)}", -1, make.random.uniform(-0.4, 1)
+        session, after, at = f"s{len(make.drafts)}", -1, make.random.uniform(-1, 1)
         for _ in range(1 + min(11, int(make.random.expovariate(1 / 4.5)))):
             own, answer = make.length(350, 0.8, 4000), make.length(110, 0.7, 800)
             if 0 <= at < 1:
@@ -108,17 +108,22 @@ def chat(make: Maker) -> None:
                 prefix = make.drafts[after].chain
             else:  # before the run, or after it
                 prefix = prefix + make.pages(own + answer)
-            at += make.random.expovariate(1 / 0.1)
+            at += 0.1 + make.random.expovariate(1 / 0.15)
 
 
 def rag(make: Maker) -> None:
     """Retrieval: an instruction, then three of 100 documents per replica by Zipf's law, the most popular first; a question."""
-    documents = [make.pages(make.length(900, 0.4, 3000)) for _ in range(100 * make.replicas)]
-    instruction = make.pages(256)
-    draw = make.zipf(len(documents))
+    lengths = [make.length(900, 0.4, 3000) for _ in range(100 * make.replicas)]
+    # A document's pages hash differently after each other document.
+    after: dict[tuple[int, ...], list[int]] = {(): make.pages(256)}
+    draw = make.zipf(len(lengths))
     for _ in range(make.size):
-        chosen = sorted({draw() for _ in range(3)})
-        prefix = [*instruction, *(page for document in chosen for page in documents[document])]
+        chosen = tuple(sorted({draw() for _ in range(3)}))
+        prefix = after[()]
+        for count in range(1, len(chosen) + 1):
+            if chosen[:count] not in after:
+                after[chosen[:count]] = make.pages(lengths[chosen[count - 1]])
+            prefix = prefix + after[chosen[:count]]
         make.ask(prefix, make.length(60), make.length(100, 0.6, 600), at=make.random.random())
 
 
@@ -127,19 +132,19 @@ def agents(make: Maker) -> None:
     tools = [make.pages(3000) for _ in range(4)]
     while len(make.drafts) < make.size:
         session = f"a{len(make.drafts)}"
-        root = make.random.choice(tools) + make.pages(make.length(1200, 0.5, 5000))
-        at = make.random.random()
-        nodes = [make.ask(root, make.length(60), make.length(80, 0.6, 500), at=at, session=session)]
-        for _ in range(make.random.randint(2, 5)):
-            at += 0.01 + make.random.expovariate(1 / 0.03)
-            if at >= 1:
-                break
+        at = make.random.uniform(-0.4, 1)
+        nodes = [(make.random.choice(tools) + make.pages(make.length(1200, 0.5, 5000)), -1)]
+        for _ in range(make.random.randint(3, 6)):
             parents, nodes = nodes, []
-            for parent in parents:
+            for chain, after in parents:
                 for _ in range(make.random.choice((1, 1, 1, 2, 4)) if len(parents) < 6 else 1):
                     result, answer = make.length(500, 0.8, 4000), make.length(80, 0.6, 500)
-                    chain = make.drafts[parent].chain
-                    nodes.append(make.ask(chain, result, answer, after=parent, delay=0.1, session=session, at=at))
+                    if 0 <= at < 1:
+                        asked = make.ask(chain, result, answer, after=after, delay=0.1, session=session, at=at)
+                        nodes.append((make.drafts[asked].chain, asked))
+                    else:  # before the run, or after it
+                        nodes.append((chain + make.pages(result + answer), -1))
+            at += 0.05 + make.random.expovariate(1 / 0.05)
 
 
 def bursts(make: Maker) -> None:
@@ -149,23 +154,23 @@ def bursts(make: Maker) -> None:
         document = make.pages(make.length(3000, 0.5, 12000))
         at = make.random.random()
         for _ in range(job):
-            make.ask(document, make.length(80), make.length(120, 0.6, 600), at=at, offset=make.random.expovariate(1 / 0.1))
-            make.ask([], make.length(500, 0.8, 4000), make.length(150, 0.7, 1000), at=make.random.random())
+            make.ask(document, make.length(80), make.length(180, 0.6, 900), at=at, offset=make.random.expovariate(1 / 0.1))
+            make.ask([], make.length(1000, 0.8, 6000), make.length(220, 0.7, 1500), at=make.random.random())
 
 
 WORKLOADS: dict[str, tuple[Callable[[Maker], None], float]] = {
-    "groups": (groups, 1.0),
-    "chat": (chat, 1.0),
-    "rag": (rag, 1.0),
-    "agents": (agents, 1.0),
-    "bursts": (bursts, 1.0),
+    "groups": (groups, 2.8),
+    "chat": (chat, 2.0),
+    "rag": (rag, 1.45),
+    "agents": (agents, 2.2),
+    "bursts": (bursts, 2.2),
 }
 """name -> (what is asked, default load)."""
 
 
 def requests_for(replicas: int) -> int:
-    """How many requests a run has: enough for a steady figure, few enough for 256 replicas in seconds."""
-    return max(3000, 160 * replicas)
+    """How many requests a run has. As many per replica whatever their number, so that an overload lasts as long."""
+    return 200 * replicas
 
 
 def make_workload(name: str, replicas: int, calibration: Calibration, seed: int = 0, size: int = 0, load: float = 0.0) -> Workload:
