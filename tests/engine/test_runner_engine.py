@@ -28,10 +28,10 @@ KINDS = [
 ]
 
 
-def serve(folder: str, pool_tokens: int, chunk: int, count: int = 16) -> tuple[dict[int, list[int]], Scheduler]:
+def serve(folder: str, pool_tokens: int, chunk: int, count: int = 64) -> tuple[dict[int, list[int]], Scheduler]:
     """Output tokens of `count` requests that all come at once, half of them with a common prefix."""
     config = EngineConfig(
-        model_path=folder, dtype="float64", page_size=PAGE, max_total_tokens=pool_tokens, max_running_requests=12, cpu_threads=1
+        model_path=folder, dtype="float64", page_size=PAGE, max_total_tokens=pool_tokens, max_running_requests=24, cpu_threads=1
     )
     runner = ModelRunner(config, models.resolve(folder), 0, distributed.single(), "cpu")
     scheduler = Scheduler(
@@ -78,7 +78,8 @@ def serve(folder: str, pool_tokens: int, chunk: int, count: int = 16) -> tuple[d
 def test_a_pool_too_small_changes_no_token(tiny_checkpoint):
     folder = str(tiny_checkpoint("llama"))
     expected, roomy = serve(folder, 4096, 64)
-    found, tight = serve(folder, 200, 16)
+    found, tight = serve(folder, 6 * 56, 32)  # a request has 56 tokens at most
     assert roomy.load().retractions == 0 and tight.load().retractions > 0
     assert found == expected
+    assert tight.pool.available + tight.tree.evictable_pages == tight.config.num_pages
     assert {len(tokens) for tokens in expected.values()} - {40}, "no request ended by itself: the test shows less than it could"

@@ -1,18 +1,10 @@
-"""Where there is no GPU, kernels run in Triton's interpreter, which must be chosen before anything imports triton."""
+"""Where there is no GPU, kernels run in Triton's interpreter (see tests/conftest.py)."""
 
 from __future__ import annotations
-
-import os
-import sys
 
 import pytest
 
 from tests.conftest import have_gpu
-
-if not have_gpu():
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("triton was imported without its interpreter; run with TRITON_INTERPRET=1 pytest ...")
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
