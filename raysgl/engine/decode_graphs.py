@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from raysgl.kernels.batch import ForwardBatch
 
 if TYPE_CHECKING:
     from raysgl.kernels.triton.backend import TritonBackend
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,18 @@ class Graph:
     tokens_B: torch.Tensor
 
 
+def capture(step: Callable[[], T], pool, device: torch.device) -> tuple[torch.cuda.CUDAGraph, T, Any]:
+    """Record `step`, whose launches go to the current stream. Returns the graph, what the step returned, and the memory pool."""
+    stream = torch.cuda.current_stream(device)
+    for _ in range(2):  # libraries choose and allocate what they need outside the graph
+        step()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        left = step()
+    return graph, left, graph.pool()
+
+
 class DecodeGraphs:
     """All graphs of one rank; they share one memory pool, so replays must follow one another in one stream."""
 
@@ -67,7 +82,8 @@ class DecodeGraphs:
         self._device = slots.last_token_N.device
         self._graphs: dict[bool, dict[int, Graph]] = {False: {}, True: {}}
         self._wanted: Counter[tuple[int, bool]] = Counter()
-        self._pool = None
+        self.pool = None
+        """Memory that all graphs of this rank share."""
 
     def make_first(self) -> None:
         """The sizes that every start needs, the largest first so that the others fit its memory."""
@@ -120,14 +136,7 @@ class DecodeGraphs:
         inputs[0] = self._slots.padding
         if cascade:
             inputs[2] = -1
-        stream = torch.cuda.current_stream(self._device)
-        for _ in range(2):  # libraries choose and allocate what they need outside the graph
-            self._step(inputs)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            logits, tokens = self._step(inputs)
-        self._pool = graph.pool()
+        graph, (logits, tokens), self.pool = capture(lambda: self._step(inputs), self.pool, self._device)
         self._graphs[cascade][size] = Graph(graph, inputs, logits, tokens)
 
     def _step(self, inputs_CB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from raysgl.distributed import TPGroup
 from raysgl.engine import memory, profile
 from raysgl.engine.decode_graphs import DecodeGraphs
 from raysgl.engine.defaults import resolve_defaults
+from raysgl.engine.mixed_graphs import MixedGraphs
 from raysgl.engine.pending import LaunchedStep, StepOutputs
 from raysgl.engine.plan import SlotInit, StepPlan, ints
 from raysgl.engine.slots import Slots
@@ -98,6 +99,7 @@ class ModelRunner:
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
         self._graphs: DecodeGraphs | None = None
+        self._mixed: MixedGraphs | None = None
         self.cascade_steps = 0
         self.memory = memory.MemoryReport(weights, activations, self._cache.num_bytes, self.num_pages * config.page_size)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -111,8 +113,10 @@ class ModelRunner:
             self._graphs = DecodeGraphs(
                 self._model, self._attention, cascade, self._slots, limits.max_running, limits.context_length
             )
+            self._mixed = MixedGraphs(self._model, self._attention, self._slots, limits.max_running, limits.context_length)
             with torch.cuda.stream(self._stream):
                 self._graphs.make_first()
+                self._mixed.make_first(self._graphs.pool)
         log.info("rank %d on %s: %s", rank, self.device_name, self.memory)
         if self.num_pages * config.page_size < self.context_length:
             log.warning(
@@ -148,7 +152,19 @@ class ModelRunner:
     def _launch(self, plan: StepPlan) -> LaunchedStep:
         if self._graphs is not None and 4 * plan.num_decode == len(plan.slots_S):
             return self._replay(self._graphs, plan)
+        self._init_slots(plan)
+        if self._mixed is not None and (size := self._mixed.find(plan)) is not None:
+            return self._replay_mixed(self._mixed, size, plan)
         batch, rows = self._slots.prepare(plan)
+        self._attention.plan(batch)
+        hidden_TD = self._model(batch, self._attention)
+        prompt_rows, prompt_logprobs = self._prompt_logprobs(plan, batch, hidden_TD) if plan.prompt_logprobs_S else ([], None)
+        tokens_L, asking, logprobs = self._sample(batch, rows.slots_L, hidden_TD)
+        if len(rows.slots_L):
+            self._slots.sampled(rows, self._tp.broadcast(tokens_L))
+        return LaunchedStep(StepOutputs(tokens_L, asking, logprobs, prompt_rows, prompt_logprobs))
+
+    def _init_slots(self, plan: StepPlan) -> None:
         if self._sampler is not None:
             for init in plan.init:
                 self._sampler.init_slot(
@@ -160,13 +176,6 @@ class ModelRunner:
                     ints(init.output_ids),
                     init.stop_ids,
                 )
-        self._attention.plan(batch)
-        hidden_TD = self._model(batch, self._attention)
-        prompt_rows, prompt_logprobs = self._prompt_logprobs(plan, batch, hidden_TD) if plan.prompt_logprobs_S else ([], None)
-        tokens_L, asking, logprobs = self._sample(batch, rows.slots_L, hidden_TD)
-        if len(rows.slots_L):
-            self._slots.sampled(rows, self._tp.broadcast(tokens_L))
-        return LaunchedStep(StepOutputs(tokens_L, asking, logprobs, prompt_rows, prompt_logprobs))
 
     def _replay(self, graphs: DecodeGraphs, plan: StepPlan) -> LaunchedStep:
         """A step of nothing but decode rows."""
@@ -175,12 +184,25 @@ class ModelRunner:
         self._slots.take_pages(plan)
         self.cascade_steps += bool(plan.groups_S)
         graph = graphs.run(slots_S, ints(plan.starts_S), ints(plan.groups_S), ints(plan.shared_pages_J))
-        tokens_L = graph.tokens_B[:rows]
-        if self._sampler.takes_argmax(slots_S):
-            self._sampler.took_argmax(slots_S)
+        return self._sampled(graph.tokens_B[:rows], graph.logits_BV[:rows], slots_S)
+
+    def _replay_mixed(self, graphs: MixedGraphs, size: tuple[int, int], plan: StepPlan) -> LaunchedStep:
+        """A small step with prompt tokens in it."""
+        self._slots.take_pages(plan)
+        graph = graphs.run(size, plan)
+        sampling = np.flatnonzero(ints(plan.samples_S))
+        slots_L = ints(plan.slots_S)[sampling]
+        rows = upload(sampling, self.device)
+        return self._sampled(graph.tokens_R.index_select(0, rows), graph.logits_RV.index_select(0, rows), slots_L)
+
+    def _sampled(self, tokens_L: torch.Tensor, logits_LV: torch.Tensor, slots_L: np.ndarray) -> LaunchedStep:
+        """After a replay, which has taken every row's argmax: sample properly where that is not what was asked."""
+        if self._sampler.takes_argmax(slots_L):
+            self._sampler.took_argmax(slots_L)
             return LaunchedStep(StepOutputs(tokens_L, []))
-        sampled = self._sampler.sample(graph.logits_BV[:rows], slots_S)
-        self._slots.last_token_N.index_copy_(0, graph.inputs_CB[0, :rows], sampled.tokens_L)
+        sampled = self._sampler.sample(logits_LV, slots_L)
+        slots = upload(slots_L.astype(np.int64), self.device)
+        self._slots.last_token_N.index_copy_(0, slots, sampled.tokens_L)
         return LaunchedStep(StepOutputs(sampled.tokens_L, sampled.asking, sampled.logprobs))
 
     def _sample(

@@ -98,6 +98,9 @@ class Slots:
 
     def take_pages(self, plan: StepPlan) -> None:
         """Only the plan's page table entries, for steps whose rows are laid out on the device."""
+        if plan.init:
+            fresh = np.fromiter((init.slot for init in plan.init), np.int64, len(plan.init))
+            self.page_table_NW.index_fill_(0, upload(fresh, self._device), 0)
         if plan.page_slots:
             cells = ints(plan.page_slots) * self.width + ints(plan.page_indices)
             entries, pages = upload(np.stack((cells, ints(plan.page_ids)), dtype=np.int64), self._device)

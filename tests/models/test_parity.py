@@ -123,7 +123,7 @@ def test_mixed_batches(folder, device):
     model = load(folder, device=device)
     lengths = [3, 50, 90, 17]
     prompts = [PROMPT[:n] for n in lengths]
-    alone = [Driver(model).greedy(prompt, 12) for prompt in prompts]
+    alone = [Driver(model).greedy(prompt, NEW) for prompt in prompts]
     driver = Driver(model)
     rows = [Row(list(prompt)) for prompt in prompts]
     for row in rows[:-1]:
@@ -134,12 +134,12 @@ def test_mixed_batches(folder, device):
         for row, logits_V in zip(rows[:-1], logits_SV, strict=False):
             row.tokens.append(int(logits_V.argmax()))
     late.tokens.append(int(logits_SV[-1].argmax()))
-    while len(late.tokens) < lengths[-1] + 12:
+    while len(late.tokens) < lengths[-1] + NEW:
         for row, logits_V in zip(rows, driver.step([(row, 1) for row in rows]), strict=True):
             row.tokens.append(int(logits_V.argmax()))
     for row, length, tokens in zip(rows, lengths, alone, strict=True):
-        assert row.tokens[length : length + 12] == tokens
-    assert reference(folder).tokens[:12] == rows[2].tokens[90:102]
+        assert row.tokens[length : length + NEW] == tokens
+    assert reference(folder).tokens[:NEW] == rows[2].tokens[90 : 90 + NEW]
 
 
 def test_bfloat16_stays_near_float32(folder):

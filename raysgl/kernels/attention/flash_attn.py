@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LIBRARY = "_vllm_fa3_C.abi3.so"
 MAX_SPLITS = 32
 """A row's keys are split over at most so many blocks; the kernel's own scheduler chooses for each row."""
+UNSPLIT_TOKENS = 1024
+"""A step of so many tokens fills the GPU with unsplit rows; splitting would cost memory for 32 partial results, and a merge."""
 
 
 @cache
@@ -84,6 +86,7 @@ class FlashAttnBackend:
         torch.cumsum(batch.query_lens_S, 0, dtype=torch.int32, out=self._starts_S[1:])
         self._max_query = max(batch.query_lens)
         self._max_kv = max(batch.kv_lens)
+        self._splits = 1 if len(batch.token_ids_T) >= UNSPLIT_TOKENS else MAX_SPLITS
         for window in self._windows:
             self._metadata[window] = torch.ops._vllm_fa3_C.get_scheduler_metadata(
                 rows,
@@ -106,7 +109,7 @@ class FlashAttnBackend:
                 _left(window),
                 0 if window is not None else -1,
                 False,  # soft cap
-                MAX_SPLITS,
+                self._splits,
                 None,  # pack_gqa
                 0,  # sm_margin
             )
@@ -149,7 +152,7 @@ class FlashAttnBackend:
             0.0,  # soft cap
             True,  # rotary_interleaved
             self._metadata[layer.window],
-            MAX_SPLITS,
+            self._splits,
             None,  # pack_gqa
             0,  # sm_margin
             None,  # s_aux
