@@ -63,7 +63,7 @@ class Board:
         self._limited = np.zeros(count, dtype=bool)
         self._room = np.zeros(count)
         self._per_decode = np.zeros(count)
-        self._default_rate = 0.0
+        self._num_measured = 0
 
     def refresh(self, changed: set[LoadBook]) -> None:
         """Take in the books that changed, and empty the set."""
@@ -78,9 +78,8 @@ class Board:
         running, waiting = book.occupancy()
         queued = book.queued_tokens
         page_size = self.infos[row].page_size
-        if load.prefill_rate != self._measured[row] or not self._default_rate:
-            self._measured[row] = load.prefill_rate
-            self._set_rates()
+        if load.prefill_rate != self._measured[row] or not self._per_token[row]:
+            self._set_rate(row, load.prefill_rate)
         per_decode = 1 / (load.decode_rate or DEFAULT_DECODE_RATE)
         over = running + waiting + 1 - load.max_running if load.max_running > 0 else 0
         fixed = PACE_STEPS * load.step_seconds * running / (FLAT_ROWS + running)
@@ -97,11 +96,16 @@ class Board:
         self._room[row] = (load.free_pages + load.cached_pages) * page_size - queued if load.total_pages else np.inf
         self._per_decode[row] = per_decode
 
-    def _set_rates(self) -> None:
+    def _set_rate(self, row: int, rate: float) -> None:
         """Replicas that have not measured their rate get the mean of the others'."""
+        self._num_measured += (rate > 0) - bool(self._measured[row] > 0)
+        self._measured[row] = rate
+        if self._num_measured == len(self.infos):
+            self._per_token[row] = 1 / rate
+            return
         known = self._measured[self._measured > 0]
-        self._default_rate = float(known.mean()) if len(known) else DEFAULT_PREFILL_RATE
-        self._per_token = 1 / np.where(self._measured > 0, self._measured, self._default_rate)
+        default = known.mean() if len(known) else DEFAULT_PREFILL_RATE
+        self._per_token[:] = 1 / np.where(self._measured > 0, self._measured, default)
 
     def costs(self, num_tokens: int, sequences: int, hit_pages: np.ndarray | None, coming_pages: np.ndarray | None) -> np.ndarray:
         """Seconds, [replicas] float64; inf where the queue is full. Replicas that are not `able` are not treated specially.

@@ -57,7 +57,7 @@ def test_graphs_and_cascade_change_no_token(tiny_checkpoint):
     folder = str(tiny_checkpoint("llama", head_dim=64))
     plain, _ = outputs_of(folder, False, attention_backend="torch")
     graphs, runner = outputs_of(folder, False, attention_backend="triton")
-    assert runner._graphs is not None
+    assert runner._graphs is not None and runner._mixed is not None
     cascade, runner = outputs_of(folder, True, attention_backend="triton")
     assert graphs == plain
     assert cascade == plain
