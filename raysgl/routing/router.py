@@ -143,7 +143,7 @@ class Router:
     def routed(self, replica: str, epoch: int, tokens: int, hashes: list[int], now: float) -> None:
         """Another ingress sent a request to a replica."""
         if self.epoch(replica) == epoch:
-            self._replicas[replica].book.sent(now, tokens, 1, hashes)
+            self._replicas[replica].book.sent(now, tokens, 1, hashes, mine=False)
             self.optimistic.add(replica, hashes, now)
 
     def epoch(self, replica: str) -> int | None:

@@ -50,7 +50,7 @@ class Request:
 class Sequence:
     """A request at a replica. goal: tokens to prefill. shared: pages in the cache, locked. own: pages besides.
 
-    queued: tokens of it that are still to be prefilled, as counted in `Replica.queued_tokens`. ends_at: `Replica.decoded` at its end.
+    queued: tokens of it in `Replica.queued_tokens`: all while it waits, as the engine counts them, then those not computed. ends_at: `Replica.decoded` at its end.
     """
 
     request: Request
@@ -147,8 +147,7 @@ class Replica:
 
     def submit(self, request: Request, now: float) -> None:
         """A request arrives."""
-        hit = self.cache.peek(request.path, request.match_pages) * self.calibration.page_size
-        sequence = Sequence(request, request.num_tokens, request.num_tokens - hit)
+        sequence = Sequence(request, request.num_tokens, request.num_tokens)
         self.queued_tokens += sequence.queued
         self.waiting.append(sequence)
         if self._run is not None:

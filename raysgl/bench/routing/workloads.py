@@ -170,7 +170,7 @@ WORKLOADS: dict[str, tuple[Callable[[Maker], None], float]] = {
 
 def requests_for(replicas: int) -> int:
     """How many requests a run has. As many per replica whatever their number, so that an overload lasts as long."""
-    return 200 * replicas
+    return 160 * replicas
 
 
 def make_workload(name: str, replicas: int, calibration: Calibration, seed: int = 0, size: int = 0, load: float = 0.0) -> Workload:
