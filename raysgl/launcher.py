@@ -24,13 +24,18 @@ import psutil
 from raysgl import check
 from raysgl.config import AppConfig
 from raysgl.config_file import ConfigError, load, read
+from raysgl.supervisor import supervised
 
 POLL_S = 0.1
 STATUS_EVERY_S = 1.0
 STOP_LIMIT_S = 15.0
 """How long stopping may take beyond the drain time."""
+RAY_ITSELF = ("gcs_server", "raylet")
+"""The processes of a local Ray without which there is none."""
 OBJECT_STORE_BYTES = 128 * 2**20
 """A local Ray's shared memory. Nothing large goes through it; the default would reserve 30 % of the machine's memory."""
+TRACEBACK_VARIABLE = "RAYSGL_TRACEBACK"
+"""Environment variable: show where an unexpected error comes from."""
 LAUNCHER_KEYS = {"name", "route_prefix", "import_path", "args"}
 ANYWHERE = ("0.0.0.0", "::", "")
 
@@ -40,7 +45,12 @@ class Failed(Exception):
 
 
 def serve(config_path: str | Path, host: str | None = None, port: int | None = None) -> int:
-    """Serve a config until SIGTERM or SIGINT. Returns the exit code; problems are on stderr."""
+    """Serve a config until SIGTERM or SIGINT, in a process that a signal to the group does not reach. Returns the exit code;
+    problems are on stderr."""
+    return supervised(lambda: _serve(config_path, host, port))
+
+
+def _serve(config_path: str | Path, host: str | None, port: int | None) -> int:
     signals = _Signals()
     try:
         config, deployment = _read(config_path, host, port)
@@ -54,6 +64,12 @@ def serve(config_path: str | Path, host: str | None = None, port: int | None = N
         return 1
     except _Stopped as stopped:
         return 128 + stopped.signum
+    except Exception as problem:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        why = f"{type(problem).__name__}: {_first_line(problem)}"
+        print(f"raysgl: cannot serve {config_path}: {why} ({TRACEBACK_VARIABLE}=1 shows where)", file=sys.stderr, flush=True)
+        return 1
 
 
 def _read(path: str | Path, host: str | None, port: int | None) -> tuple[AppConfig, dict]:
@@ -81,7 +97,7 @@ class _Stopped(Exception):
 
 
 class _Signals:
-    """The first SIGTERM or SIGINT asks for a stop, the second kills this process and all it started.
+    """SIGTERM or SIGINT asks for a stop. `raysgl.supervisor` deals with impatience.
 
     Handlers are set even where SIGINT was ignored: a shell's background job is to be stoppable like any other.
     """
@@ -105,12 +121,7 @@ class _Signals:
             raise _Stopped(self.received)
 
     def _handle(self, signum: int, frame: object) -> None:
-        if self.received:
-            for child in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
-            os._exit(128 + signum)
-        self.received = signum
+        self.received = self.received or signum
         self._event.set()
 
 
@@ -123,6 +134,7 @@ class _Launch:
         self._address = os.environ.get("RAY_ADDRESS") or "local"
         self._display = _Display()
         self._deployed = False
+        self._ray: list[psutil.Process] = []
 
     def run(self) -> int:
         started = time.monotonic()
@@ -164,6 +176,8 @@ class _Launch:
             raise Failed(f"Ray does not start: {_first_line(error)}") from error
         finally:
             self._signals.install()
+        if self._address == "local":
+            self._ray = [child for child in psutil.Process().children() if child.name() in RAY_ITSELF]
 
     def _deploy(self) -> None:
         import ray
@@ -238,24 +252,34 @@ class _Launch:
         import ray
 
         while not self._signals.wait(STATUS_EVERY_S):
-            if not ray.is_initialized():
-                raise Failed("Ray has stopped")
+            if not ray.is_initialized() or self._ray_is_dead():
+                raise Failed("Ray has stopped; start again")
         return 0
+
+    def _ray_is_dead(self) -> bool:
+        """Whether a process of our own Ray has ended. Calls to it would wait for a minute, so look at the processes."""
+        try:
+            return any(process.status() == psutil.STATUS_ZOMBIE for process in self._ray)
+        except psutil.Error:
+            return True
 
     def _stop(self) -> None:
         if "ray" not in sys.modules:
             return
         import ray
 
-        if not ray.is_initialized():
-            return
+        if not ray.is_initialized() or self._ray_is_dead():
+            return  # what is left of Ray, the supervisor kills
         if self._deployed:
             drain = max([self._config.server.drain_timeout_s, *(model.drain_timeout_s for model in self._config.models)])
             print("raysgl: stopping; answers under way may finish (once more: at once)", file=sys.stderr, flush=True)
             stopper = threading.Thread(target=self._stop_application, daemon=True)
             stopper.start()
-            stopper.join(drain + STOP_LIMIT_S)
-        ray.shutdown()
+            limit = time.monotonic() + drain + STOP_LIMIT_S
+            while stopper.is_alive() and time.monotonic() < limit and not self._ray_is_dead():
+                stopper.join(POLL_S)
+        if not self._ray_is_dead():
+            ray.shutdown()
 
     def _stop_application(self) -> None:
         from ray import serve as ray_serve

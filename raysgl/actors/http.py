@@ -78,7 +78,7 @@ class HttpServer:
         return not self._task.done()
 
     async def drain(self) -> None:
-        """Stop listening; answers under way may finish within the drain timeout."""
+        """Stop listening and close idle connections; answers under way may finish within the drain timeout."""
         self._server.should_exit = True
         await self._task
 

@@ -112,6 +112,8 @@ class IngressLoop:
     async def stop(self) -> None:
         if hasattr(self, "_http"):
             self.dispatcher.stopping = True
+            # First the gate, still listening: who asks now gets 503 and Retry-After, through Serve's bridge too.
+            await self.app.state.gate.drain(self._config.server.drain_timeout_s)
             await self._http.drain()
             self.dispatcher.draining = True
         for task in [*self._tasks, *self._lifelines.values()]:

@@ -107,6 +107,7 @@ class Running:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **(environment or {})},
+            start_new_session=True,
         )
         self.app = App("raysgl", port, "")
 
@@ -146,6 +147,35 @@ def test_a_life_in_the_background_after_a_crash(config):
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_whole_group_lets_answers_finish(config):
+    """As Ctrl-C and `timeout` send it; make sends it once more at once."""
+    path, port = config(drain_timeout_s=20)
+    running = Running(path, port)
+    app = running.until_ready()
+    whole = app.complete([5, 6, 7], 1500)["choices"][0]["text"]
+    stream = app.stream([5, 6, 7], 1500)
+    stream.read(3)
+    os.killpg(running.process.pid, signal.SIGTERM)
+    running.process.send_signal(signal.SIGTERM)
+    assert stream.read().texts[0] == whole
+    assert running.process.wait(40) == 0, running.log.read_text()
+    assert not running.left_behind(seconds=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["supervisor", "launcher", "raylet"])
+def test_what_dies_takes_the_rest_along(config, who):
+    path, port = config()
+    running = Running(path, port)
+    running.until_ready()
+    launcher = psutil.Process(running.process.pid).children()[0]
+    raylet = next(child for child in launcher.children() if child.name() == "raylet")
+    {"supervisor": psutil.Process(running.process.pid), "launcher": launcher, "raylet": raylet}[who].kill()
+    assert running.process.wait(40) != 0
+    assert not running.left_behind(seconds=30)
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(config):
     path, port = config(drain_timeout_s=60)
     running = Running(path, port)
@@ -159,7 +189,7 @@ def test_a_second_signal_ends_it_at_once(config):
     threading.Thread(target=read, daemon=True).start()
     time.sleep(0.5)
     running.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(1.2)  # sooner would count as the same signal
     running.process.send_signal(signal.SIGTERM)
     running.process.wait(10)
     assert not running.left_behind()
