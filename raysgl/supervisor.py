@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -62,7 +62,7 @@ def _run(work: Callable[[], int], parent: int) -> NoReturn:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             code = work()
     except Exception:
-        traceback.print_exc()
+        logging.exception("the launcher failed")
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
