@@ -55,8 +55,8 @@ WORKLOADS = {
 
 
 def prompts(workload: Workload, seed: int) -> list[list[int]]:
-    """First prompts of all requests."""
-    draw = random.Random(seed)
+    """First prompts of all requests. Workloads draw different ones, so that none finds another's in the cache."""
+    draw = random.Random(f"{workload.name}-{seed}")
 
     def ids(count: int) -> list[int]:
         return [draw.randrange(FIRST_ID, LAST_ID) for _ in range(count)]
