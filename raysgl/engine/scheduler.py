@@ -24,8 +24,8 @@ from raysgl.engine.outputs import Outputs, add_prompt_logprobs
 from raysgl.engine.plan import StepResult
 from raysgl.engine.plan_builder import PlanBuilder, Step
 from raysgl.engine.prefixes import PrefixesBeingComputed
-from raysgl.engine.sequence import Sequence, Status
-from raysgl.engine.shared_prefixes import Groups, find_groups
+from raysgl.engine.sequence import Sequence, Status, wrap64
+from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
 
@@ -50,10 +50,6 @@ class SchedulerConfig:
     group_prefixes: bool = False
 
 
-def _wrap64(value: int) -> int:
-    return (value + 2**63) % 2**64 - 2**63
-
-
 class Scheduler:
     """Owns the queue, the page pool and the radix tree of one replica. Not thread safe: one loop calls it."""
 
@@ -69,8 +65,7 @@ class Scheduler:
         self._free_slots = list(range(config.max_running - 1, -1, -1))
         self.outputs = Outputs()
         self._computing = PrefixesBeingComputed()
-        self._grouped: list[Sequence] = []
-        self._groups: Groups | None = None
+        self._groups = GroupFinder(config.page_size) if config.group_prefixes else None
         self._arrivals = 0
         self._steps = 0
 
@@ -97,7 +92,7 @@ class Scheduler:
                 ingress=submit.ingress,
                 request_id=submit.request_id,
                 sampling=sampling,
-                seed=_wrap64((sampling.seed or 0) + i),
+                seed=wrap64((sampling.seed or 0) + i),
                 stop_ids=frozenset(stop_ids),
                 tokens=prompt + sent,
                 num_prompt=len(prompt),
@@ -160,16 +155,10 @@ class Scheduler:
             return None
         self._steps += 1
         self.estimator.stepped()
-        return builder.build(self._steps, self._find_groups(builder) if self.config.group_prefixes else None)
-
-    def _find_groups(self, builder: PlanBuilder) -> Groups | None:
-        """Of a step of decode rows alone. Their nodes don't change, so the groups hold while the rows are the same."""
-        if builder.num_prefill:
-            return None
-        sequences = [row.seq for row in builder.rows]
-        if sequences != self._grouped:
-            self._grouped, self._groups = sequences, find_groups(sequences, self.config.page_size)
-        return self._groups
+        groups = None
+        if self._groups is not None and not builder.num_prefill:
+            groups = self._groups.groups([row.seq for row in builder.rows])
+        return builder.build(self._steps, groups)
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
         """One token for every sequence that has one to compute; retracts the youngest where pages run out."""

@@ -38,6 +38,21 @@ class _Place:
         return (len(self.rows) - 1) * self.node.num_pages
 
 
+class GroupFinder:
+    """Remembers the groups of the rows it was asked about last. Nodes of decoding sequences don't change, so the groups hold."""
+
+    def __init__(self, page_size: int):
+        self._page_size = page_size
+        self._rows: list[Sequence] = []
+        self._groups: Groups | None = None
+
+    def groups(self, rows: list[Sequence]) -> Groups | None:
+        """See `find_groups`."""
+        if rows != self._rows:
+            self._rows, self._groups = rows, find_groups(rows, self._page_size)
+        return self._groups
+
+
 def find_groups(sequences: list[Sequence], page_size: int) -> Groups | None:
     """Groups of the decode rows `sequences`, or None where cascade attention would not pay."""
     places: dict[Node, _Place] = {}
