@@ -21,6 +21,8 @@ from typing import NoReturn
 
 import psutil
 
+log = logging.getLogger(__name__)
+
 ONCE_S = 1.0
 """Signals closer than this are one: make passes on what the whole group has got already."""
 LEFTOVER_S = 2.0
@@ -62,7 +64,7 @@ def _run(work: Callable[[], int], parent: int) -> NoReturn:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             code = work()
     except Exception:
-        logging.exception("the launcher failed")
+        log.exception("the launcher failed")
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
