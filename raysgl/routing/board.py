@@ -5,10 +5,12 @@ The cost is in seconds, and it is everybody's, not only the new request's own:
     own work    uncached prompt tokens / prefill rate
     wait        WAIT_WEIGHT * prompt tokens queued ahead / prefill rate; waiting for a place to run and for KV pages
     own pace    some decode steps, as far as the replica's batch makes them slower
-    others      own work, once for every request that runs or waits there: it holds up all of them
+    others      own work, once for every request that it holds up there
 
 The last term is what keeps a cluster efficient under load (docs/routing.md): without it every request takes the quickest way for
-itself, recomputes prefixes on idle replicas, and pushes out what others would have hit. On an idle replica it is zero.
+itself, recomputes prefixes on idle replicas, and pushes out what others would have hit. On an idle cluster it is zero. How many it
+holds up is taken to be the mean of the requests at the replica now and of those at all replicas: until the work is done, an
+unusual number has come half way back to the usual one.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ DEFAULT_DECODE_RATE = 100.0
 EXPECTED_OUTPUT = 128
 """Output tokens assumed of a request, to judge when places and pages come free."""
 
-WAIT_WEIGHT = 2.0
-"""A queue costs this request its wait, and work added to a queue holds up whoever arrives while it lasts: wait * arrivals per second * work
-each = wait * utilisation, and where there is a queue, utilisation is near 1. (docs/routing.md: 1 is as good on the whole, with
-longer tails; above 4 affinity suffers.)"""
+WAIT_WEIGHT = 3.0
+"""A queue costs this request its wait, and whoever arrives while it lasts waits for this one: wait * arrivals per second * work each =
+wait * utilisation, which is near 1 where there is a queue and above it while the queue grows. (docs/routing.md: 2 and 4 give the same
+goodput within 1 %; 1 has longer tails, at 8 affinity suffers.)"""
 
 PACE_STEPS = 8
 """Decode steps whose slowness counts in the cost: a busy batch is worth less than a quiet one, but far less than a prefix."""
@@ -64,6 +66,7 @@ class Board:
         self._room = np.zeros(count)
         self._per_decode = np.zeros(count)
         self._num_measured = 0
+        self._all_requests = 0.0
 
     def refresh(self, changed: set[LoadBook]) -> None:
         """Take in the books that changed, and empty the set."""
@@ -89,6 +92,7 @@ class Board:
         if not (waiting < self.infos[row].max_queued or (waiting == 0 and over <= 0)):
             fixed = np.inf
         self._queued[row] = queued
+        self._all_requests += running + waiting - float(self._requests[row])
         self._requests[row] = running + waiting
         self._fixed[row] = fixed
         self._over[row] = over
@@ -107,18 +111,23 @@ class Board:
         default = known.mean() if len(known) else DEFAULT_PREFILL_RATE
         self._per_token[:] = 1 / np.where(self._measured > 0, self._measured, default)
 
-    def costs(self, num_tokens: int, sequences: int, hit_pages: np.ndarray | None, coming_pages: np.ndarray | None) -> np.ndarray:
+    def costs(
+        self, num_tokens: int, sequences: int, hit_pages: np.ndarray | None, coming_pages: np.ndarray | None
+    ) -> np.ndarray:
         """Seconds, [replicas] float64; inf where the queue is full. Replicas that are not `able` are not treated specially.
 
         hit_pages: pages cached or about to be; coming_pages: those of them that are only about to be. None: none anywhere.
         """
+        if not self.infos:
+            return np.zeros(0)
         if hit_pages is None:
             uncached = np.float64(max(1, num_tokens))
             ahead = self._queued
         else:
             uncached = np.maximum(num_tokens - hit_pages * self.page_size, 1.0)
             ahead = self._queued if coming_pages is None else np.maximum(self._queued - coming_pages * self.page_size, 0.0)
-        cost = (uncached * (1.0 + self._requests) + WAIT_WEIGHT * ahead) * self._per_token + self._fixed
+        held_up = 0.5 * self._requests + 0.5 * self._all_requests / len(self.infos)
+        cost = (uncached * (1.0 + held_up) + WAIT_WEIGHT * ahead) * self._per_token + self._fixed
         if sequences > 1:
             more = self._over + (sequences - 1)
             already = np.maximum(self._over, 0.0)

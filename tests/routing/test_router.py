@@ -7,7 +7,7 @@ import pytest
 
 from raysgl.messages import CacheCleared, KVEvents, Load, PagesRemoved, PagesStored
 from raysgl.routing import Decision, Refusal, ReplicaInfo, Router, RouteRequest
-from raysgl.routing.board import DEFAULT_PREFILL_RATE, WAIT_WEIGHT
+from raysgl.routing.board import DEFAULT_PREFILL_RATE, FLAT_ROWS, PACE_STEPS, WAIT_WEIGHT
 
 P = 16
 IDLE = Load(prefill_rate=1000.0, decode_rate=200.0, step_seconds=0.02, max_running=8, total_pages=10_000, free_pages=10_000)
@@ -253,11 +253,46 @@ def test_a_quieter_batch_is_preferred_but_less_than_a_prefix():
 
 
 def test_who_runs_or_waits_there_is_held_up_too():
-    """A replica with nine others costs ten times the work, so what is cached there weighs ten times as much."""
+    """Where nine run, and six at the mean replica, the work counts for itself and seven and a half others."""
     router = router_of(2, max_queued=100, r0=load(running=9, max_running=64), r1=load(running=3, max_running=64))
-    pace = [8 * 0.02 * rows / (16 + rows) for rows in (9, 3)]
+    pace = [PACE_STEPS * 0.02 * rows / (FLAT_ROWS + rows) for rows in (9, 3)]
     costs = router._fresh_board().costs(500, 1, None, None)
-    assert costs.tolist() == pytest.approx([0.5 * 10 + pace[0], 0.5 * 4 + pace[1]])
+    assert costs.tolist() == pytest.approx([0.5 * 8.5 + pace[0], 0.5 * 5.5 + pace[1]])
+
+
+def test_whole_prompts_that_a_replica_reports_are_not_what_it_will_compute():
+    """Eight requests that share a new prefix of 100 pages: the replica reports all their tokens, the line knows better."""
+    router = router_of(2, max_queued=100)
+    together = [choose(router, RouteRequest([*range(100), 1000 + i], 101 * P), 1.0) for i in range(8)]
+    (home,) = {decision.replica for decision in together}
+    router.load(home, 1, load(queued_tokens=8 * 101 * P, waiting=7, running=1), 2.0)
+    book = router._replicas[home].book
+    assert book.queued_tokens == 101 * P + 7 * P
+    router.load(home, 1, load(queued_tokens=3 * P, running=8), 3.0)
+    assert book.queued_tokens == 3 * P
+    for decision in together[:7]:
+        router.first_token(decision.ticket, 3.1)
+    assert book.queued_tokens == 0 and len(book._line) == 1
+    router.load(home, 1, load(running=8), 4.0)
+    assert not book._line
+    # Of another ingress's request nobody says when it began; that a later one of ours has begun tells.
+    router.routed(home, 1, 4000, [], 5.0)
+    mine = choose(router, RouteRequest([*range(100), 2000], 101 * P), 5.1)
+    assert mine.replica != home or book.queued_tokens > 4000
+    flight = book.sent(5.2, 160, 1, [])
+    assert book._line_tokens >= 4160
+    book.first_token(flight)
+    assert book._line_tokens < 4000
+
+
+def test_a_book_begun_under_load_believes_the_report():
+    router = router_of(1, r0=load(queued_tokens=5000, running=3))
+    book = router._replicas["r0"].book
+    assert book.queued_tokens == 5000
+    book.sent(1.0, 160, 1, [])
+    assert book.queued_tokens == 5160
+    router.load("r0", 1, load(queued_tokens=4000, running=3), 12.0)  # by now the old ones have had their turn
+    assert book.queued_tokens == 160
 
 
 def test_an_unreported_request_does_not_scare_others_away_from_their_prefix():

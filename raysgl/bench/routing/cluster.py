@@ -8,7 +8,8 @@ from typing import Any
 
 from raysgl.bench.routing.calibration import Calibration
 from raysgl.bench.routing.policies import Policy
-from raysgl.bench.routing.replica import Replica, Request, Sequence
+from raysgl.bench.routing.replica import Replica
+from raysgl.bench.routing.requests import Request, Sequence
 from raysgl.bench.routing.workloads import Workload
 from raysgl.cache import EventLog
 

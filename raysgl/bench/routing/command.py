@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,9 +21,14 @@ def routing(
     replicas: Annotated[str, typer.Option(help="cluster sizes, by comma")] = "4,16,64,256",
     policies: Annotated[str, typer.Option(help="policies to run, by comma; default: all")] = "",
     calibration: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON with measured figures of one replica")] = None,
+    page_size: Annotated[
+        int, typer.Option(min=0, help="tokens of a page, such as a trace's hashes stand for; 0: the calibration's")
+    ] = 0,
     seeds: Annotated[int, typer.Option(min=0, help="draws of each workload; 0: more for small clusters")] = 0,
     size: Annotated[int, typer.Option(min=0, help="requests per replica; 0: the usual 200")] = 0,
-    load: Annotated[float, typer.Option(min=0.0, help="peak load, as a multiple of the replicas' capacity; 0: each workload's own")] = 0.0,
+    load: Annotated[
+        float, typer.Option(min=0.0, help="peak load, as a multiple of the replicas' capacity; 0: each workload's own")
+    ] = 0.0,
     ttft: Annotated[float, typer.Option(min=0.001, help="target: seconds to the first token")] = 1.0,
     tpot: Annotated[float, typer.Option(min=0.001, help="target: seconds per further token")] = 0.05,
     jobs: Annotated[int, typer.Option(min=0, help="processes; 0: one for each core")] = 0,
@@ -37,6 +43,9 @@ def routing(
 
     console = Console(stderr=True)
     try:
+        replica = load_calibration(calibration)
+        if page_size:
+            replica = msgspec.structs.replace(replica, page_size=page_size)
         settings = Settings(
             workloads=_names(only, WORKLOADS, "workload"),
             replicas=tuple(int(part) for part in replicas.split(",")),
@@ -44,7 +53,7 @@ def routing(
             seeds=seeds,
             size=size,
             load=load,
-            calibration=load_calibration(calibration),
+            calibration=replica,
             targets=Targets(ttft, tpot),
             trace=workload,
             jobs=jobs,

@@ -78,7 +78,7 @@ def _fill(filler: _Filler, chains: int, copies: int, replicas: int, stage: Calla
 
 
 def _decide(report: Report, filler: _Filler, kept: np.ndarray, load: Load, seconds: float) -> None:
-    router, random = filler.router, filler.random
+    random = filler.random
     flying: deque[Decision] = deque()
     cached: deque[tuple[int, list[int]]] = deque()
     begun, wall, cpu = time.monotonic(), 0.0, 0.0
@@ -110,10 +110,14 @@ def _decide(report: Report, filler: _Filler, kept: np.ndarray, load: Load, secon
     what = f"{CHAIN}-page prompts, {BATCH} at a time, with first tokens, ends and loads"
     report.add("decisions_per_s", "decisions per second of one core", decisions / cpu, what)
     report.add("pages_per_s", "KV events beside them, in the same time", pages / cpu, "pages per second")
-    report.add("decisions_per_wall_s", "decisions per second of the clock", decisions / wall, "less where others use the machine")
+    report.add(
+        "decisions_per_wall_s", "decisions per second of the clock", decisions / wall, "less where others use the machine"
+    )
     for key, name, share in (("p50", "p50", 0.5), ("p99", "p99", 0.99), ("max", "longest", 1.0)):
         report.add(f"batch_{key}_ms", f"a batch with its events, {name}", percentile(own, share) * 1e3, "ms of one core")
-        report.add(f"batch_{key}_wall_ms", f"a batch with its events, {name}", percentile(latencies, share) * 1e3, "ms of the clock")
+        report.add(
+            f"batch_{key}_wall_ms", f"a batch with its events, {name}", percentile(latencies, share) * 1e3, "ms of the clock"
+        )
 
 
 def _batch(

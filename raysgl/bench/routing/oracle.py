@@ -15,7 +15,8 @@ import numpy as np
 
 from raysgl.bench.routing.policies import Policy
 from raysgl.bench.routing.prefixes import Edge
-from raysgl.bench.routing.replica import Replica, Request
+from raysgl.bench.routing.replica import Replica
+from raysgl.bench.routing.requests import Request
 
 if TYPE_CHECKING:
     from raysgl.bench.routing.cluster import Cluster

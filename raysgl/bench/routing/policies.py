@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysgl.bench.routing.prefixes import Edge
-from raysgl.bench.routing.replica import Replica, Request
+from raysgl.bench.routing.replica import Replica
+from raysgl.bench.routing.requests import Request
 from raysgl.messages import KVEvents
 from raysgl.routing import PrefixIndex
 
@@ -170,4 +171,3 @@ class DynamoKV(Policy):
         row, missing, blocks = self._sent.pop(request.index)
         self._prefill[row] -= missing
         self._decode[row] -= blocks
-

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raysgl.bench.routing.policies import Policy
-from raysgl.bench.routing.replica import Replica, Request
+from raysgl.bench.routing.replica import Replica
+from raysgl.bench.routing.requests import Request
 from raysgl.messages import KVEvents
 from raysgl.routing import Decision, ReplicaInfo, Router, RouteRequest
 

@@ -45,8 +45,8 @@ class Settings:
     seeds: int = 0
     size: int = 0
     load: float = 0.0
-    calibration: Calibration = Calibration()
-    targets: Targets = Targets()
+    calibration: Calibration = field(default_factory=Calibration)
+    targets: Targets = field(default_factory=Targets)
     trace: Path | None = None
     jobs: int = 0
 
@@ -89,16 +89,16 @@ def sweep(settings: Settings, progress: Callable[[int, int, str], None]) -> Resu
         results.setdefault(name, {}).setdefault(replicas, {}).setdefault(policy, Cell()).outcomes.append(outcome)
         done += shares[part]
         progress(done, total, f"{name}, {replicas} replicas, {policy}")
-    return {
-        name: {n: {p: results[name][n][p] for p in settings.policies} for n in settings.replicas} for name in names
-    }
+    return {name: {n: {p: results[name][n][p] for p in settings.policies} for n in settings.replicas} for name in names}
 
 
 Part = tuple[str, int, int, str]
 
 
 def _run_all(settings: Settings, work: list[Part]) -> Iterable[tuple[Part, Outcome]]:
-    jobs = settings.jobs or min(len(work), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    jobs = settings.jobs or min(
+        len(work), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     if jobs == 1:
         for part in work:
             yield part, run_part(settings, part)
@@ -126,7 +126,8 @@ def run_part(settings: Settings, part: Part) -> Outcome:
         _last = (key, make(settings, name, replicas, seed))
     workload = _last[1]
     outcomes = [
-        Cluster(workload, replicas, settings.calibration, rule(replicas, seed), settings.targets).run() for rule in POLICIES[policy]
+        Cluster(workload, replicas, settings.calibration, rule(replicas, seed), settings.targets).run()
+        for rule in POLICIES[policy]
     ]
     return max(outcomes, key=lambda outcome: outcome.goodput)
 

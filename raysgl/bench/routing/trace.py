@@ -4,7 +4,7 @@
     {"at": 0.42, "hashes": ["9f3a...", 123, ...], "num_tokens": 1000, "output": 80}
 
 at: arrival in seconds (`arrival` is the same). tokens: the prompt's ids (`prompt`), or hashes: one for each page of the prompt (integers, or any
-strings), with num_tokens if the prompt does not end with a page. output: tokens generated (`output_length`). session: optional.
+strings; a page has the calibration's page_size), with num_tokens if the prompt does not end with a page. output: tokens generated (`output_length`). session: optional.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _draft(line: Line, page_size: int) -> Draft:
     if tokens is not None:
         chain, count = page_hashes(tokens, page_size), len(tokens)
     else:
-        chain = [h if isinstance(h, int) else xxh3_64_intdigest(h) for h in line.hashes or ()]
+        chain = [h if isinstance(h, int) else xxh3_64_intdigest(h.encode()) for h in line.hashes or ()]
         count = line.num_tokens if line.num_tokens is not None else len(chain) * page_size
         chain = chain[: count // page_size]
         if len(chain) < count // page_size:

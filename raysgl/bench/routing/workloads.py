@@ -18,7 +18,7 @@ import numpy as np
 
 from raysgl.bench.routing.calibration import Calibration
 from raysgl.bench.routing.prefixes import PrefixTree
-from raysgl.bench.routing.replica import Request
+from raysgl.bench.routing.requests import Request
 
 LOW = 0.6
 """Of the peak's arrivals per second, at both ends of a run."""
@@ -173,7 +173,9 @@ def requests_for(replicas: int) -> int:
     return 160 * replicas
 
 
-def make_workload(name: str, replicas: int, calibration: Calibration, seed: int = 0, size: int = 0, load: float = 0.0) -> Workload:
+def make_workload(
+    name: str, replicas: int, calibration: Calibration, seed: int = 0, size: int = 0, load: float = 0.0
+) -> Workload:
     """A synthetic workload of (about) `size` requests. Same arguments, same requests."""
     function, default_load = WORKLOADS[name]
     make = Maker(size or requests_for(replicas), replicas, calibration.page_size, seed)
