@@ -40,6 +40,8 @@ NOTICES_S = 0.02
 AWAY_S = 0.5
 """How long to wait before asking a coordinator again that did not answer."""
 HEALTH_S = 20.0
+CLOSE_S = 1.0
+"""What the HTTP server gets to close its connections, after the gate has waited for the answers."""
 
 
 class Ingress:
@@ -100,7 +102,7 @@ class IngressLoop:
         self.app = create_app(self.dispatcher, server)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tell())]
-        self._http = HttpServer(self.app, sock, server.drain_timeout_s)
+        self._http = HttpServer(self.app, sock, CLOSE_S)
         await self._http.started()
         gc.collect()
         gc.freeze()  # what is loaded by now stays; requests are not to pay for walking it

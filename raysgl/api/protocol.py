@@ -186,7 +186,8 @@ def _explain(error: ValidationError) -> ApiError:
 
 
 def _rule(message: str) -> str:
-    return re.sub(r"^(Input should be |Value error, )", "", message)
+    message = re.sub(r"^(\w+) should have (at (?:least|most) \d+ \w+).*", r"a \1 of \2", message)  # List, String, Tuple
+    return re.sub(r"^(Input should be |Value error, )", "", message.replace("a List of", "a list of"))
 
 
 def field_path(loc: tuple[int | str, ...]) -> str:

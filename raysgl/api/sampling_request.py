@@ -58,7 +58,9 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: S
         params.verify(model.vocab_size)
     except InvalidParameter as error:
         name = field_name(error.field, request)
-        raise bad_request(f"{name} is {error.value!r:.100}, but must be {error.allowed}", name) from None
+        value = repr(list(error.value) if isinstance(error.value, tuple) else error.value)  # a JSON list is a tuple by now
+        value = value if len(value) <= 100 else value[:100] + "..."
+        raise bad_request(f"{name} is {value}, but must be {error.allowed}", name) from None
     return params
 
 

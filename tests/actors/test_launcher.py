@@ -163,7 +163,7 @@ def test_a_signal_to_the_whole_group_lets_answers_finish(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["supervisor", "launcher", "raylet"])
+@pytest.mark.parametrize("who", ["supervisor", "raylet"])
 def test_what_dies_takes_the_rest_along(config, who):
     path, port = config()
     running = Running(path, port)
