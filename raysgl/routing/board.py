@@ -15,6 +15,7 @@ unusual number has come half way back to the usual one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,13 +61,15 @@ class Board:
         self._per_token = np.zeros(count)
         self._queued = np.zeros(count)
         self._requests = np.zeros(count)
-        self._fixed = np.zeros(count)
+        self._base = np.zeros(count)
         self._over = np.zeros(count)
         self._limited = np.zeros(count, dtype=bool)
         self._room = np.zeros(count)
         self._per_decode = np.zeros(count)
         self._num_measured = 0
         self._all_requests = 0.0
+        # A lower bound of the rooms, so that they are looked at only where one may be too small.
+        self._least_room = math.inf
 
     def refresh(self, changed: set[LoadBook]) -> None:
         """Take in the books that changed, and empty the set."""
@@ -90,14 +93,16 @@ class Board:
             fixed += over * EXPECTED_OUTPUT * per_decode
         # A place to run is taken even where nobody may wait.
         if not (waiting < self.infos[row].max_queued or (waiting == 0 and over <= 0)):
-            fixed = np.inf
-        self._queued[row] = queued
-        self._all_requests += running + waiting - float(self._requests[row])
+            fixed = math.inf
+        room = (load.free_pages + load.cached_pages) * page_size - queued if load.total_pages else math.inf
+        self._all_requests += running + waiting - self._requests[row]
         self._requests[row] = running + waiting
-        self._fixed[row] = fixed
+        self._queued[row] = queued
+        self._base[row] = fixed
         self._over[row] = over
         self._limited[row] = load.max_running > 0
-        self._room[row] = (load.free_pages + load.cached_pages) * page_size - queued if load.total_pages else np.inf
+        self._room[row] = room
+        self._least_room = min(self._least_room, room)
         self._per_decode[row] = per_decode
 
     def _set_rate(self, row: int, rate: float) -> None:
@@ -126,14 +131,19 @@ class Board:
         else:
             uncached = np.maximum(num_tokens - hit_pages * self.page_size, 1.0)
             ahead = self._queued if coming_pages is None else np.maximum(self._queued - coming_pages * self.page_size, 0.0)
-        held_up = 0.5 * self._requests + 0.5 * self._all_requests / len(self.infos)
-        cost = (uncached * (1.0 + held_up) + WAIT_WEIGHT * ahead) * self._per_token + self._fixed
+        held_up = 0.5 * self._requests + (1 + 0.5 * self._all_requests / len(self.infos))
+        cost = (uncached * held_up + WAIT_WEIGHT * ahead) * self._per_token + self._base
         if sequences > 1:
             more = self._over + (sequences - 1)
             already = np.maximum(self._over, 0.0)
             cost += np.where(self._limited, np.maximum(more, 0.0) - already, 0.0) * (EXPECTED_OUTPUT * self._per_decode)
-        short = uncached + EXPECTED_OUTPUT * sequences - self._room
-        return cost + np.maximum(short, 0.0) * self._per_decode
+        most = num_tokens + EXPECTED_OUTPUT * sequences
+        if most > self._least_room:
+            self._least_room = float(self._room.min())
+            if most > self._least_room:
+                short = uncached + EXPECTED_OUTPUT * sequences - self._room
+                cost += np.maximum(short, 0.0) * self._per_decode
+        return cost
 
     def queue_seconds(self, row: int) -> float:
         """How long until all that waits at a replica now has got its turn."""

@@ -48,6 +48,16 @@ def test_match_equals_the_plain_count(prompt, pairs):
     assert all(again.hashes_of(r) == set(pages) and again.pages(r) == len(set(pages)) for r, pages in held.items())
 
 
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 69), st.integers(1, 40)), max_size=20), st.integers(2, 9))
+def test_strides_find_the_same_runs_where_pages_are_held_with_those_before_them(length, prefixes, stride):
+    chain = list(range(100, 140))
+    index = index_of(**{f"r{replica}": chain[:pages] for replica, pages in prefixes})
+    assert index.runs(chain[:length], stride) == index.runs(chain[:length], 1)
+    assert {index.bit_of(name) for name in index.match(chain)} == {
+        bit for mask, _ in index.runs(chain) for bit in range(80) if mask >> bit & 1
+    }
+
+
 def test_gaps_wait_for_a_snapshot():
     index = index_of(a=[1])
     assert index.apply(batch("a", 2, PagesStored(0, [5]))) is Applied.GAP
