@@ -36,7 +36,7 @@ def model_card(model: ServedModel) -> dict[str, Any]:
         "owned_by": "raysgl",
         "root": model.name,
         "parent": None,
-        "max_model_len": model.context_length,
+        "max_model_len": model.token_limit()[0],
     }
 
 
@@ -77,7 +77,7 @@ def tokenize(service: Service) -> Handler:
             results = [await encode(text, model, "prompt", special, check_length=False) for text in texts]
         counts = [len(ids) for ids in results]
         tokens, count = (results, counts) if several else (results[0], counts[0])
-        await reply.whole(orjson.dumps({"tokens": tokens, "count": count, "max_model_len": model.context_length}))
+        await reply.whole(orjson.dumps({"tokens": tokens, "count": count, "max_model_len": model.token_limit()[0]}))
 
     return handle
 

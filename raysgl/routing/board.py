@@ -125,6 +125,7 @@ class Board:
         """
         if not self.infos:
             return np.zeros(0)
+        uncached: np.ndarray | np.float64
         if hit_pages is None:
             uncached = np.float64(max(1, num_tokens))
             ahead = self._queued
