@@ -37,9 +37,9 @@ WAIT_WEIGHT = 3.0
 wait * utilisation, which is near 1 where there is a queue and above it while the queue grows. (docs/routing.md: 2 and 4 give the same
 goodput within 1 %; 1 has longer tails, at 8 affinity suffers.)"""
 
-PACE_STEPS = 8
-"""Decode steps whose slowness counts in the cost: a busy batch is worth less than a quiet one, but far less than a prefix."""
-
+PACE_STEPS = EXPECTED_OUTPUT
+"""Decode steps whose slowness counts in the cost: those that the request will stay for. Without them a long hot prefix gathers so many
+rows at its replica that all of them miss their pace (docs/routing.md)."""
 
 FLAT_ROWS = 16
 """A step of fewer rows takes hardly longer than one of a single row, so up to there a busy batch is no slower than a quiet one."""
@@ -88,7 +88,9 @@ class Board:
             self._set_rate(row, load.prefill_rate)
         per_decode = 1 / (load.decode_rate or DEFAULT_DECODE_RATE)
         over = running + waiting + 1 - load.max_running if load.max_running > 0 else 0
-        fixed = PACE_STEPS * load.step_seconds * running / (FLAT_ROWS + running)
+        # Steps that prefill are no measure of how slow decoding is; the rate is of decode steps alone.
+        step = min(load.step_seconds, load.running * per_decode) if load.decode_rate else load.step_seconds
+        fixed = PACE_STEPS * step * running / (FLAT_ROWS + running)
         if over > 0:
             fixed += over * EXPECTED_OUTPUT * per_decode
         # A place to run is taken even where nobody may wait.

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from raysgl.kernels.attention import flash_attn
 from raysgl.kernels.attention.interface import AttentionBackend
 from raysgl.kernels.attention.kv_cache import KVCache
+from raysgl.kernels.fused import triton_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,12 @@ def choose_backend(name: str, cache: KVCache) -> str:
     """The name of the backend that `name` (an EngineConfig.attention_backend) means for this cache on its device."""
     if name != "auto":
         return name
-    chosen = "flash_attn" if flash_attn.usable(cache.device, cache.head_dim, cache.dtype) else "torch"
+    if flash_attn.usable(cache.device, cache.head_dim, cache.dtype):
+        chosen = "flash_attn"
+    elif triton_kernels(cache.device, cache.dtype):
+        chosen = "triton"
+    else:
+        chosen = "torch"
     logger.info("attention backend: %s (auto, on %s)", chosen, cache.device.type)
     return chosen
 
