@@ -255,7 +255,7 @@ def test_a_quieter_batch_is_preferred_but_less_than_a_prefix():
 def test_who_runs_or_waits_there_is_held_up_too():
     """Where nine run, and six at the mean replica, the work counts for itself and seven and a half others."""
     router = router_of(2, max_queued=100, r0=load(running=9, max_running=64), r1=load(running=3, max_running=64))
-    pace = [PACE_STEPS * 0.02 * rows / (FLAT_ROWS + rows) for rows in (9, 3)]
+    pace = [PACE_STEPS * min(0.02, rows / 200) * rows / (FLAT_ROWS + rows) for rows in (9, 3)]
     costs = router._fresh_board().costs(500, 1, None, None)
     assert costs.tolist() == pytest.approx([0.5 * 8.5 + pace[0], 0.5 * 5.5 + pace[1]])
 
