@@ -4,7 +4,7 @@
     matrix(t) = (weights_s ** 3 + (t / prefill_rate) ** 3) ** (1/3)
 
 Matrix products take the time to read the weights while there are few tokens and the time of the arithmetic when there are many; the
-exponent 3 joins the two within 6 % of the H100's measured figures (docs/routing.md): 5.6 ms at 1 row, 8.0 at 256, 12.1 at 512.
+exponent 3 joins the two within 8 % of the H100's measured figures (docs/routing.md): 5.6 ms at 1 row, 8.0 at 256, 12.1 at 512.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step reads. overhead_s: per step. step_tokens: most tokens a step computes. max_running: sequences at a time.
     max_queued: waiting requests before one is refused. kv_tokens: size of the KV pool.
     transit_s: ingress to engine, and tokens back. report_s: how often a busy replica tells the coordinator its KV events and load.
-    page_size: tokens; engines use 16, but pages of 64 give the same figures within 1 % (docs/routing.md) for a quarter of the hashes.
+    page_size: tokens; engines use 16, but pages of 64 give about the same figures (docs/routing.md) for a quarter of the hashes.
     spread_s: from the coordinator to every mirror; notices of ingresses take it twice. ingresses: how many decide side by side.
     """
 
