@@ -131,6 +131,20 @@ def cpu(
 
 
 @bench.command()
+def step(
+    model_path: ModelPath = SMOLLM2,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    steps: Annotated[int, typer.Option(min=20)] = 200,
+    json: Json = False,
+) -> None:
+    """What a decode step costs beside the model's own forward, on this CPU."""
+    from raysgl.bench.step import run
+
+    _show(json, lambda stage: run(model_path, threads, batch, steps, stage))
+
+
+@bench.command()
 def startup(
     model_path: ModelPath = SMOLLM2,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
