@@ -143,7 +143,10 @@ def test_links_in_the_docs_lead_somewhere():
 def test_make_help_lists_every_task():
     makefile = (ROOT / "Makefile").read_text()
     tasks = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
-    listed = {line.split()[1] for line in subprocess.check_output(["make", "help"], cwd=ROOT, text=True).splitlines()}
+    listed = {
+        line.split()[1]
+        for line in subprocess.check_output(["make", "--no-print-directory", "help"], cwd=ROOT, text=True).splitlines()
+    }
     assert tasks == listed
 
 

@@ -27,6 +27,7 @@ from raysgl.actors.step_channel import PlanFollower, PlanPublisher
 from raysgl.actors.transport import Endpoint, KeyPair, Transport
 from raysgl.config import EngineConfig
 from raysgl.engine.defaults import resolve_defaults
+from raysgl.engine.plan import StepPlan
 from raysgl.engine.scheduler import SchedulerConfig
 from raysgl.messages import KVEvents
 from raysgl.routing import ReplicaInfo, Reply
@@ -97,7 +98,7 @@ class ModelShard:
         await asyncio.to_thread(self._load, rendezvous)
         if self._spec.rank > 0:
             follower = PlanFollower(self._transport, self._spec.rank, rendezvous.plans)
-            self._thread(lambda: follower.follow(self._runner.launch), "follower")
+            self._thread(lambda: follower.follow(self._execute), "follower")
 
     async def serve(self) -> ReplicaFacts:
         """Rank 0: when all ranks follow, start the loop and tell the coordinator."""
@@ -161,16 +162,16 @@ class ModelShard:
         self._progress(0.0, "resolving the model")
         self._checkpoint = models.resolve(config.model_path, config.revision, config.load_format, progress=self._progress)
         self._limits = resolve_defaults(config, spec.device, self._checkpoint.config().max_position_embeddings)
-        if spec.device == "cpu":
-            torch.set_num_threads(self._limits.cpu_threads)  # Ray has set OMP_NUM_THREADS to 1
         group = distributed.single()
         if config.tp_size > 1:
             self._progress(0.0, "waiting for the other shards")
             store = self._store or TCPStore(rendezvous.host, rendezvous.store_port, config.tp_size, is_master=False)
             group = distributed.start(spec.rank, config.tp_size, device, store=store)
-        self._runner = ModelRunner(config, self._checkpoint, spec.rank, group, device, self._progress)
-        if spec.device == "cpu" and spec.rank == 0:
-            self._runner = BackgroundRunner(self._runner)
+
+        def make() -> ModelRunner:
+            return ModelRunner(config, self._checkpoint, spec.rank, group, device, self._progress)
+
+        self._runner = BackgroundRunner(make) if spec.device == "cpu" else make()
         # Weights and modules live as long as the process: the garbage collector need not walk them again.
         gc.collect()
         gc.freeze()
@@ -230,6 +231,12 @@ class ModelShard:
             radix_cache=not config.disable_radix_cache,
             group_prefixes=limits.group_prefixes,
         )
+
+    def _execute(self, plan: StepPlan) -> None:
+        """On other ranks than 0. On a CPU the step has run when this returns; a failure must be seen, and ends the rank."""
+        step = self._runner.launch(plan)
+        if self._spec.device == "cpu":
+            step.result()
 
     def _thread(self, target: Callable[[], None], name: str) -> None:
         def run() -> None:

@@ -21,7 +21,8 @@ def run(model_path: str, threads: int, batch: int, steps: int, stage: Callable[[
     """Decode `steps` tokens of `batch` sequences on the CPU; every step's time, and the model's part of it."""
     stage("loading the model")
     config = EngineConfig(model_path=model_path, device="cpu", cpu_threads=threads, max_total_tokens=65536)
-    runner = ModelRunner(config, models.resolve(model_path), 0, distributed.single(), "cpu")
+    behind = BackgroundRunner(lambda: ModelRunner(config, models.resolve(model_path), 0, distributed.single(), "cpu"))
+    runner = behind.runner
     forward = [0.0]
     for part in ("forward", "logits"):
         _time(runner._model, part, forward)
@@ -42,9 +43,7 @@ def run(model_path: str, threads: int, batch: int, steps: int, stage: Callable[[
         messages, inbox[:] = list(inbox), []
         return messages
 
-    loop = EngineLoop(
-        scheduler, BackgroundRunner(runner), receive, lambda outputs: None, publish=lambda events, load: None, overlap=False
-    )
+    loop = EngineLoop(scheduler, behind, receive, lambda outputs: None, publish=lambda events, load: None, overlap=False)
     stage(f"decoding {steps} tokens of {batch} sequences")
     totals, beside, last, seen = [], [], time.perf_counter(), 0
     loop.run_once()

@@ -49,7 +49,7 @@ class LocalEngine:
             step_tokens=64,
         )
         self.service = EngineService(
-            name, epoch, config, BackgroundRunner(self.runner), self.transport, self, fatal=self.failed.append
+            name, epoch, config, BackgroundRunner(lambda: self.runner), self.transport, self, fatal=self.failed.append
         )
         endpoint = self.service.inbox.endpoint
         self.info = ReplicaInfo(

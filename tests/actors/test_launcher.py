@@ -195,6 +195,14 @@ def test_a_second_signal_ends_it_at_once(config):
     assert not running.left_behind()
 
 
+HEARS_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Runs a command. Tests that run in the background of a script ignore SIGINT, and what they start inherits that."""
+
+
 @pytest.mark.slow
 def test_serve_run_does_the_same_job(config, tmp_path):
     """Ray Serve's own command on the same file; it needs `applications:` around it."""
@@ -208,7 +216,7 @@ def test_serve_run_does_the_same_job(config, tmp_path):
     }
     path.write_text(yaml.safe_dump(document))
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("serve")), "run", str(path)],
+        [sys.executable, "-c", HEARS_SIGINT, str(Path(sys.executable).with_name("serve")), "run", str(path)],
         stdout=(tmp_path / "log").open("wb"),
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -64,7 +64,7 @@ def serve(folder: str, pool_tokens: int, chunk: int, count: int = 64) -> tuple[d
         for output in news["i"]:
             outputs[output.uid] += output.token_ids
 
-    behind = BackgroundRunner(runner)
+    behind = BackgroundRunner(lambda: runner)
     loop = EngineLoop(scheduler, behind, receive, emit, publish=lambda events, load: None)
     loop.run_once()
     while not loop.idle:
