@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,9 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 0.03
 """At most so often while there is news; an actor answers about 1,350 calls/s here, so forty busy replicas fit."""
+STEADY_S = 0.25
+"""How often when all that has changed are counters and rates. A report costs about 3 ms of CPU on its way through three processes:
+one for each decode step took a tenth of a single stream's speed on 2 cores."""
 HEARTBEAT_S = 1.0
 """Without news, how often the load is sent again. It also finds out that the coordinator has restarted."""
 AFTERMATH_S = 0.1
@@ -43,6 +47,8 @@ class EventPublisher:
         self._events: deque[list[KVEvent] | Sequence[PagesStored]] = deque()
         self._news = threading.Event()
         self._stopped = threading.Event()
+        self._sent_at = 0.0
+        self._unsent = False
         self._snapshot_wanted = False
         self._snapshot: Sequence[PagesStored] | None = None
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -55,10 +61,13 @@ class EventPublisher:
         """From the loop thread. `events` is not to be changed afterwards."""
         if events:
             self._events.append(events)
-        elif load == self.load:
+        elif load == self.load and not self._unsent:
             return
+        same = load.running == self.load.running and load.waiting == self.load.waiting
         self.load = load
-        self._news.set()
+        self._unsent = not events and same and time.monotonic() - self._sent_at < STEADY_S
+        if not self._unsent:
+            self._news.set()
 
     def tick(self) -> None:
         """From the loop thread, which owns the radix tree: take a snapshot if one is wanted."""
@@ -80,6 +89,7 @@ class EventPublisher:
         while not self._stopped.is_set():
             quiet = not self._news.wait(HEARTBEAT_S if quiet else AFTERMATH_S)
             self._news.clear()
+            self._sent_at = time.monotonic()
             try:
                 for batch in self._batches(self.load):
                     self._obey(self._report(batch))
