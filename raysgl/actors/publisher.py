@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 PERIOD_S = 0.03
 """At most so often while there is news; an actor answers about 1,350 calls/s here, so forty busy replicas fit."""
 STEADY_S = 0.25
-"""How often when all that has changed are counters and rates. A report costs about 3 ms of CPU on its way through three processes:
-one for each decode step took a tenth of a single stream's speed on 2 cores."""
+"""How often when all that has changed are counters and rates. A report wakes three processes: one for each decode step made a single
+stream a tenth slower on 2 cores (24.8 against 28.3 tokens/s)."""
 HEARTBEAT_S = 1.0
 """Without news, how often the load is sent again. It also finds out that the coordinator has restarted."""
 AFTERMATH_S = 0.1
