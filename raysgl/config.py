@@ -66,7 +66,7 @@ class EngineConfig(Settings):
     )
     schedule_policy: Literal["fcfs", "lpm"] = Field("fcfs", description="lpm: longest prefix match first")
     schedule_conservativeness: float = Field(1.0, gt=0, description="scales the expected output length at admission")
-    disable_overlap_schedule: bool = Field(False, description="plan a step only when the one before is over")
+    disable_overlap_schedule: bool = Field(False, description="plan a step only when the one before is over (always so on cpu)")
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:

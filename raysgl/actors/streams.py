@@ -104,10 +104,9 @@ class Stream:
 
     def sampling_of(self, seq: LiveSequence) -> SamplingParams:
         """The settings with which one of `n` sequences goes on alone: its own seed, and nothing said twice."""
-        seed = (self.sampling.seed or 0) + seq.index
         return msgspec.structs.replace(
             self.sampling,
             n=1,
-            seed=(seed + 2**63) % 2**64 - 2**63,
+            seed=self.sampling.seed_of(seq.index),
             prompt_logprobs=None if seq.announced else self.sampling.prompt_logprobs,
         )

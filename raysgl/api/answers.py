@@ -66,6 +66,8 @@ class Answer(ABC):
         self.tokenizer: Tokenizer = generation.job.model.tokenizer
         self.created = int(time.time())
         self._collected: dict[int, Collected] = {}
+        self._started: set[int] = set()
+        """Choices that have had their first chunk."""
         model, request_id = orjson.dumps(style.model), orjson.dumps(generation.job.request_id)
         self._head = b'data: {"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
             request_id,

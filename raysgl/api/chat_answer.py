@@ -6,8 +6,7 @@ from typing import Any
 
 import orjson
 
-from raysgl.api.answers import Answer, Collected, Style, finite
-from raysgl.api.generation import Generation
+from raysgl.api.answers import Answer, Collected, finite
 from raysgl.api.sequence_text import Entry, Piece
 
 _ROLE = b',"delta":{"role":"assistant","content":"","reasoning_content":null},"logprobs":null,"finish_reason":null,"matched_stop":null}'
@@ -21,10 +20,6 @@ _MATCHED = b',"matched_stop":'
 class ChatAnswer(Answer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
-
-    def __init__(self, style: Style, generation: Generation):
-        super().__init__(style, generation)
-        self._started: set[int] = set()
 
     def chunks(self, pieces: list[Piece]) -> bytes:
         out: list[bytes] = []

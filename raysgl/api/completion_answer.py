@@ -6,9 +6,8 @@ from typing import Any
 
 import orjson
 
-from raysgl.api.answers import Answer, Collected, Style, finite
+from raysgl.api.answers import Answer, Collected, finite
 from raysgl.api.detokenizer import detokenizer
-from raysgl.api.generation import Generation
 from raysgl.api.sequence_text import Entry, Piece
 
 _TEXT = b',"text":'
@@ -20,10 +19,6 @@ _GO_ON = b',"finish_reason":null,"matched_stop":null}'
 
 class CompletionAnswer(Answer):
     object = chunk_object = "text_completion"
-
-    def __init__(self, style: Style, generation: Generation):
-        super().__init__(style, generation)
-        self._started: set[int] = set()
 
     def chunks(self, pieces: list[Piece]) -> bytes:
         out: list[bytes] = []

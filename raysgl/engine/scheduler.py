@@ -24,7 +24,7 @@ from raysgl.engine.outputs import Outputs, add_prompt_logprobs
 from raysgl.engine.plan import StepResult
 from raysgl.engine.plan_builder import PlanBuilder, Step
 from raysgl.engine.prefixes import PrefixesBeingComputed
-from raysgl.engine.sequence import Sequence, Status, wrap64
+from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
@@ -92,7 +92,7 @@ class Scheduler:
                 ingress=submit.ingress,
                 request_id=submit.request_id,
                 sampling=sampling,
-                seed=wrap64((sampling.seed or 0) + i),
+                seed=sampling.seed_of(i),
                 stop_ids=frozenset(stop_ids),
                 tokens=prompt + sent,
                 num_prompt=len(prompt),

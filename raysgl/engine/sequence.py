@@ -10,11 +10,6 @@ from raysgl.messages import TokenLogprob
 from raysgl.sampling.params import SamplingParams
 
 
-def wrap64(value: int) -> int:
-    """As a signed 64-bit integer."""
-    return (value + 2**63) % 2**64 - 2**63
-
-
 class Status(Enum):
     WAITING = "waiting"
     """In the queue: holds no pages and no slot."""

@@ -65,6 +65,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
         """Whether the sampler needs counts of the tokens seen so far."""
         return self.frequency_penalty != 0.0 or self.presence_penalty != 0.0 or self.repetition_penalty != 1.0
 
+    def seed_of(self, index: int) -> int:
+        """The seed of the request's `index`-th sequence, a signed 64-bit integer; an unseeded request counts as seed 0."""
+        return ((self.seed or 0) + index + 2**63) % 2**64 - 2**63
+
     def verify(self, vocab_size: int) -> None:
         """Raise `InvalidParameter` for the first setting out of its range."""
 
