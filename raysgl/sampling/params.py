@@ -9,6 +9,8 @@ import math
 
 import msgspec
 
+from raysgl.sampling.constraint import Constraint
+
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 32
 GREEDY_BELOW = 1e-6
@@ -33,6 +35,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     continues with the same noise. `stop` is checked where text is decoded (the ingress), everything else in the engine.
     `logprobs` asks for the chosen token's log probability, `top_logprobs` for that many alternatives besides;
     `prompt_logprobs` for the same of every prompt token (None: not at all; 0: only the prompt token itself).
+    `constraint` holds for the output, or, with `think_end_ids`, for what follows these token ids in the output.
     """
 
     max_new_tokens: int | None = None
@@ -55,6 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
+    think_end_ids: tuple[int, ...] = ()
 
     @property
     def greedy(self) -> bool:
@@ -94,6 +99,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
         need(1 <= self.n <= 128, "n", "from 1 to 128")
         need(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings")
         need(all(self.stop), "stop", "strings that are not empty")
+        for token in self.think_end_ids:
+            need(0 <= token < vocab_size, "think_end_ids", f"token ids from 0 to {vocab_size - 1}")
         for token in self.stop_token_ids:
             need(0 <= token < vocab_size, "stop_token_ids", f"token ids from 0 to {vocab_size - 1}")
         need(0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, "top_logprobs", f"from 0 to {MAX_TOP_LOGPROBS}")
