@@ -30,6 +30,7 @@ class Completion:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     error: str = ""
 
     @property
@@ -84,9 +85,12 @@ class Run:
                 report.add(f"{key}_{label}_ms", f"{name}, {label}", 1000 * percentile(values, share), "ms")
 
 
-async def complete(target: Target, model: str, prompt: list[int] | str, max_tokens: int) -> Completion:
+async def complete(
+    target: Target, model: str, prompt: list[int] | str, max_tokens: int, *, return_token_ids: bool = False
+) -> Completion:
     """One greedy streamed completion of exactly `max_tokens` tokens. Failures are in `error`."""
-    body = {
+    body: dict = {"return_token_ids": True} if return_token_ids else {}
+    body |= {
         "model": model,
         "prompt": prompt,
         "max_tokens": max_tokens,
@@ -102,8 +106,9 @@ async def complete(target: Target, model: str, prompt: list[int] | str, max_toke
             event = json.loads(data)
             if "error" in event:
                 raise HTTPFailure(0, str(event["error"]))
-            if event.get("choices"):
+            if choices := event.get("choices"):
                 result.arrivals.append(now)
+                result.token_ids += choices[0].get("token_ids") or ()
             if usage := event.get("usage"):
                 result.prompt_tokens = usage["prompt_tokens"]
                 result.output_tokens = usage["completion_tokens"]

@@ -66,6 +66,9 @@ class ClockStep:
             time.sleep(left if timeout is None else min(left, timeout))
         return time.monotonic() >= self._deadline
 
+    def ending(self) -> bool:
+        return True
+
     def result(self) -> StepResult:
         self.wait(None)
         return StepResult([ticks()] * self._samples)

@@ -74,15 +74,19 @@ async def _client(target: Target, model: str, workload: Workload, work: list[tup
     draw = random.Random(seed)
     done: list[Completion] = []
 
+    def ids(count: int) -> list[int]:
+        return [draw.randrange(FIRST_ID, LAST_ID) for _ in range(count)]
+
     async def seat() -> None:
         for delay, prompt in queue:
             if (early := started + delay - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
             for _ in range(workload.turns):
-                result = await complete(target, model, prompt, workload.output)
+                result = await complete(target, model, prompt, workload.output, return_token_ids=workload.turns > 1)
                 done.append(result)
-                # The answer's ids are not sent back as ids by an OpenAI server, so the next turn carries made-up ones of its length.
-                prompt = prompt + [draw.randrange(FIRST_ID, LAST_ID) for _ in range(workload.output + workload.own)]
+                # A server that does not say the answer's ids is sent made-up ones of its length.
+                answer = result.token_ids or ids(workload.output)
+                prompt = prompt + answer + ids(workload.own)
 
     await asyncio.gather(*(seat() for _ in range(seats)))
     return done

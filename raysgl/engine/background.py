@@ -30,6 +30,9 @@ class BackgroundStep:
     def wait(self, timeout: float | None) -> bool:
         return bool(wait([self._future], timeout).done)
 
+    def ending(self) -> bool:
+        return True
+
     def result(self) -> StepResult:
         return self._future.result()
 

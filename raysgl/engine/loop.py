@@ -26,6 +26,8 @@ IDLE_WAIT_S = 0.2
 """How long an idle loop sleeps for messages before it looks at `stop` again (a message wakes it at once)."""
 POLL_S = 0.01
 """While a step runs, how often the loop looks for aborts and new requests."""
+LOOK_S = 0.0005
+"""The same while the next step is still to be planned."""
 
 
 class EngineLoop:
@@ -97,23 +99,27 @@ class EngineLoop:
     def run_once(self, idle_wait: float = 0.0) -> bool:
         """One round. Returns whether anything was launched or taken in."""
         self._take_in_messages(idle_wait if self.idle else 0.0)
-        launched = len(self._launched) <= self._depth and self._launch_next()
+        launched = self._launch_next()
         finished = False
         while self._launched and (not launched or len(self._launched) > self._depth):
-            if not self._launched[0][1].wait(POLL_S):
-                self._take_in_messages(0.0)
-                self._flush_outputs()
-                continue
-            self._take_in_result()
-            finished = True
-            break
+            early = not launched and not self._launched[-1][1].ending()
+            if self._launched[0][1].wait(LOOK_S if early else POLL_S):
+                self._take_in_result()
+                finished = True
+                break
+            news = self._take_in_messages(0.0)
+            self._flush_outputs()
+            if not launched and (early or news):
+                launched = self._launch_next()
         self._flush_outputs()
         return launched or finished
 
-    def _take_in_messages(self, timeout: float) -> None:
+    def _take_in_messages(self, timeout: float) -> bool:
+        """Whether there were any."""
         while self._gone:
             self.scheduler.abort_ingress(self._gone.popleft())
-        for message in self._receive(timeout):
+        messages = self._receive(timeout)
+        for message in messages:
             if isinstance(message, Submit):
                 self.scheduler.add(message)
             elif isinstance(message, Abort):
@@ -121,8 +127,13 @@ class EngineLoop:
             elif isinstance(message, FlushCache) and self._answer is not None:
                 ok, text = self.scheduler.flush()
                 self._answer(message.ingress, Flushed(message.uid, ok, text))
+        return bool(messages)
 
     def _launch_next(self) -> bool:
+        """Plan and launch a step, unless enough are on their way. While a long one runs this waits until it is about to end, so
+        that requests which come meanwhile are in the next step and not in the one after."""
+        if len(self._launched) > self._depth or (self._launched and not self._launched[-1][1].ending()):
+            return False
         step = self.scheduler.schedule()
         if step is None:
             return False

@@ -34,7 +34,9 @@ class StepOutputs:
 class LaunchedStep:
     """See `raysgl.engine.plan.PendingStep`. Made in the step's stream, after all its work has been launched."""
 
-    def __init__(self, outputs: StepOutputs):
+    def __init__(self, outputs: StepOutputs, late: torch.cuda.Event | None = None):
+        """late: an event near the step's end."""
+        self._late = late
         self._asking, self._prompt_rows = outputs.asking, outputs.prompt_rows or []
         self._tokens_L = download(outputs.tokens_L)
         self._logprobs = outputs.logprobs.to_host() if outputs.logprobs else None
@@ -43,6 +45,9 @@ class LaunchedStep:
         if outputs.tokens_L.device.type == "cuda":
             self._event = torch.cuda.Event()
             self._event.record()
+
+    def ending(self) -> bool:
+        return self._late is None or self._late.query()
 
     def wait(self, timeout: float | None) -> bool:
         if self._event is None or self._event.query():

@@ -89,6 +89,9 @@ class PendingStep(Protocol):
     def wait(self, timeout: float | None) -> bool:
         """Block until the step's tokens are on the host, at most so many seconds (None: for ever). Whether they are."""
 
+    def ending(self) -> bool:
+        """Whether it is time to launch the next step, so that the device does not wait for it. True where nobody can tell."""
+
     def result(self) -> StepResult:
         """What the step sampled. Blocks until it is there; raises what the step raised."""
 

@@ -37,6 +37,9 @@ class SimulatedStep:
     def wait(self, timeout: float | None) -> bool:
         return True
 
+    def ending(self) -> bool:
+        return True
+
     def result(self) -> StepResult:
         return self._result
 
