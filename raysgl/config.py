@@ -33,7 +33,9 @@ class EngineConfig(Settings):
     )
     dtype: DType = Field("auto", description="of weights and activations; auto: the checkpoint's on cuda, float32 on cpu")
     context_length: int | None = Field(None, ge=1, description="default: the checkpoint's max_position_embeddings")
-    chat_template: str | None = Field(None, description="path of a Jinja file to use instead of the model's own")
+    chat_template: str | None = Field(
+        None, description="instead of the model's default: a file (Jinja, or JSON that has one), or one of its own by name"
+    )
     sampling_defaults: Literal["model", "openai"] = Field(
         "model", description="model: defaults from generation_config.json; openai: the API's"
     )
@@ -113,6 +115,7 @@ class ServerConfig(Settings):
     port: int = Field(30000, ge=1, le=65535, description="of the HTTP API")
     num_ingress: int = Field(1, ge=1, description="ingress replicas; those of one node share the port")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies get a 413")
+    trust_request_chat_template: bool = Field(False, description="let requests bring a chat_template of their own")
     drain_timeout_s: float = Field(10.0, ge=0, description="how long a stopping ingress lets its answers finish")
 
 

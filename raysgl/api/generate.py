@@ -43,7 +43,7 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
     request = validate(ChatCompletionRequest, data)
     model = service.model(request.model)
     params = sampling_params(request, model)
-    text = render_chat(request, data["messages"], model)
+    text = await render_chat(service, request, data["messages"], model)
     ids = await encode(text, model, "messages", add_special_tokens=False)
     prompt = Prompt(ids, fit(params, len(ids), model, request))
     return request, model, [prompt], _style(request, model, bool(request.logprobs), request.top_logprobs)

@@ -102,7 +102,9 @@ class ChatInput(Request):
     """What a prompt is rendered from."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    chat_template: str | None = Field(None, description="instead of the model's; needs trust_request_chat_template")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the chat template")
+    documents: list[dict[str, Any]] | None = Field(None, description="where the model's template has them")
     reasoning_effort: str | None = Field(None, description="where the model's template has it")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(None, description="go on with the last message instead of answering it")

@@ -93,13 +93,18 @@ class Tokenizer:
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids. With `add_special_tokens`, as the model's post-processor (and add_bos_token) says."""
+        """Token ids. With `add_special_tokens`, as the model's post-processor (and add_bos_token) says.
+
+        A text that has BOS itself, as one that a chat template made, does not get another one.
+        """
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         if add_special_tokens and self.add_bos is not None and self.bos_id is not None:
             if self.add_bos and not self._processor_adds_bos:
                 ids.insert(0, self.bos_id)
             elif self._processor_adds_bos and not self.add_bos:
                 del ids[0]
+        if add_special_tokens and self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            del ids[0]
         return ids
 
     async def encode_async(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -41,8 +41,6 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "session_params": NOTHING,
     "custom_logit_processor": NOTHING,
     "custom_params": NOTHING,
-    "chat_template": NOTHING,
-    "documents": NOTHING,
     "return_hidden_states": NOTHING,
     "return_meta_info": NOTHING,
     "return_token_ids": NOTHING,
@@ -62,7 +60,6 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
 
 INSTEAD = {
     "include_stop_str_in_output": "no_stop_trim",
-    "chat_template": "the setting chat_template, or chat_template_kwargs",
     "return_prompt_token_ids": "POST /tokenize",
 }
 

@@ -118,6 +118,49 @@ def test_continuing_the_final_message(source):
         ChatTemplate("{{ messages[0].content }}").render(messages, continue_final_message=True)
 
 
+def test_content_none_and_arguments_are_what_the_template_asks_for():
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "é"}'}}
+    messages = [{"role": "assistant", "tool_calls": [call]}]
+    assert ChatTemplate("{{ messages[0].content is none }}{{ messages[0].content }}").render(messages) == "TrueNone"
+    assert ChatTemplate("[{{ messages[0].content }}]").render(messages) == "[]"
+    as_text = "{% for m in messages %}{% for c in m.tool_calls %}{{ '<' + c['function']['arguments'] }}{% endfor %}{% endfor %}"
+    assert ChatTemplate(as_text).render(messages) == '<{"a": "é"}'
+    call["function"]["arguments"] = {"a": "é"}
+    assert ChatTemplate(as_text).render(messages) == '<{"a": "é"}'
+    assert ChatTemplate("{% set x = messages[0].tool_calls[0].function.arguments %}{{ x.a }}{{ x }}").render(messages)[0] == "é"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_has_several_names(name):
+    source = "{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}"
+    assert ChatTemplate(source).render([{"role": "assistant", "content": "a", name: "why"}]) == "why|why"
+
+
+async def test_a_prefix_message_is_continued(server, tokenizer):
+    made = server()
+    messages = [*HI, {"role": "assistant", "content": "Once", "prefix": True}]
+    async with made.client() as client:
+        await client.post("/v1/chat/completions", json={"messages": messages})
+    assert tokenizer.decode(made.backend.last.input_ids, skip_special_tokens=False).endswith("assistant\nOnce")
+
+
+async def test_documents_need_a_template_that_reads_them(server, model, tokenizer):
+    made, body = server(), {"messages": HI, "documents": [{"text": "Bees buzz"}]}
+    async with made.client() as client:
+        refused = await client.post("/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "documents")
+        model.chat_template = ChatTemplate("{{ documents[0].text }}")
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert tokenizer.decode(made.backend.last.input_ids) == "Bees buzz"
+
+
+async def test_a_thousand_messages(server, tokenizer):
+    made = server()
+    async with made.client() as client:
+        answer = await client.post("/tokenize", json={"messages": HI * 1000})
+    assert answer.json()["count"] > 4000
+
+
 def test_where_a_template_comes_from(tokenizer, tmp_path):
     tokenizer_config = tokenizer.chat_template
     try:
@@ -132,9 +175,19 @@ def test_where_a_template_comes_from(tokenizer, tmp_path):
         assert ChatTemplate.load(tmp_path, tokenizer).render(HI) == "json"
         (tmp_path / "chat_template.jinja").write_text("file")
         assert ChatTemplate.load(tmp_path, tokenizer).render(HI) == "file"
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+        assert ChatTemplate.load(tmp_path, tokenizer).render(HI, tools=[{}]) == "with tools"
+        assert ChatTemplate.load(tmp_path, tokenizer, "tool_use").render(HI) == "with tools"
         (tmp_path / "mine.jinja").write_text("mine")
         assert ChatTemplate.load(tmp_path, tokenizer, tmp_path / "mine.jinja").render(HI) == "mine"
         with pytest.raises(FileNotFoundError):
             ChatTemplate.load(tmp_path, tokenizer, tmp_path / "nowhere.jinja")
+        for name, text in {"a.json": "{", "b.json": "{}"}.items():
+            (tmp_path / name).write_text(text)
+            with pytest.raises(ValueError, match=name):
+                ChatTemplate.load(tmp_path, tokenizer, tmp_path / name)
+        (tmp_path / "c.json").write_text('{"chat_template": [{"name": "default", "template": "c"}]}')
+        assert ChatTemplate.load(tmp_path, tokenizer, tmp_path / "c.json").render(HI) == "c"
     finally:
         tokenizer.chat_template = tokenizer_config

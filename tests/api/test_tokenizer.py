@@ -76,3 +76,11 @@ def test_ids_and_tokens(tokenizer):
     assert tokenizer.token_bytes(10**6) == b""
     assert tokenizer.token(tokenizer.vocab_size - 1) is not None
     assert tokenizer.special_ids == {0, 1, 2}
+
+
+def test_a_prompt_with_bos_gets_no_second_one(tokenizer_folders):
+    pieces = Tokenizer.load(tokenizer_folders["pieces"])
+    once = pieces.encode("The fox")
+    assert once[0] == pieces.bos_id
+    assert pieces.encode("<s>The fox").count(pieces.bos_id) == 1
+    assert pieces.encode("<s>The fox", add_special_tokens=False).count(pieces.bos_id) == 1
