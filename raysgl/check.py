@@ -112,8 +112,8 @@ def _problems(model: ModelPlan, machine: Machine) -> list[str]:
     if engine.context_length and engine.context_length > model.hf.max_position_embeddings:
         limit = model.hf.max_position_embeddings
         found.append(f"context_length: is {engine.context_length}, but must be at most the model's {limit}")
-    is_path = engine.chat_template and not engine.chat_template.isidentifier()  # else the name of one of the model's
-    if is_path and not Path(engine.chat_template).is_file():
+    template = engine.chat_template or "default"
+    if not template.isidentifier() and not Path(template).is_file():  # an identifier: the name of one of the model's
         found.append(f"chat_template: {engine.chat_template!r} is not a file")
     need = model.weights + model.kv_per_token * (model.kv_tokens or engine.page_size)
     room = min(machine.gpu_memory, default=0) if model.device == "cuda" else machine.host_memory
