@@ -88,14 +88,19 @@ class Finish(msgspec.Struct, array_like=True):
     matched: int | None = None
     message: str = ""
     status: int = 0
+    retractions: int = 0
+    """How often the sequence had to give its memory back and start over."""
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):
-    """Log probability of one token and its most probable alternatives, best first."""
+    """Log probability of one token and its most probable alternatives, best first. `asked`: those of the tokens in the request's
+    `token_ids_logprob`, in its order. `rank`: 1 for the most probable token; of prompt tokens only (0: not known)."""
 
     token_id: int
     logprob: float | None
     top: list[tuple[int, float]] = []
+    asked: list[float] = []
+    rank: int = 0
 
 
 class SequenceOutput(msgspec.Struct, array_like=True):

@@ -53,5 +53,5 @@ class Outputs:
 def add_prompt_logprobs(row: Row, entries: list[TokenLogprob]) -> None:
     """A chunk's answers join its sequence's; entry i is about the token after position start + i."""
     seq = row.seq
-    if seq.prompt_logprobs is not None and len(seq.prompt_logprobs) == row.start + 1:
+    if seq.prompt_logprobs is not None and len(seq.prompt_logprobs) == row.start + 1 - seq.logprobs_start:
         seq.prompt_logprobs.extend(entries[: seq.num_prompt - row.start - 1])

@@ -18,7 +18,7 @@ from raysgl.sampling.params import SamplingParams
 class SlotInit(msgspec.Struct, array_like=True):
     """A sequence takes a slot: its sampling settings and the tokens known so far (for penalties and min tokens).
 
-    `prompt_ids` and `output_ids` are packed int32; they are empty unless the settings need them (penalties).
+    `prompt_ids` and `output_ids` are packed int32; they are empty unless the settings need them (penalties, bad words).
     `num_output` is how many output tokens it has had (it may have been retracted, or moved here).
     `stop_ids` are the token ids that `min_new_tokens` forbids (EOS unless ignored, and stop ids).
     """

@@ -51,7 +51,7 @@ class PlanBuilder:
 
     def init_slot(self, seq: Sequence) -> None:
         """The row's sequence has taken a slot with this step."""
-        penalised = seq.sampling.penalised
+        penalised, history = seq.sampling.penalised, seq.sampling.penalised or bool(seq.sampling.bad_words)
         self._init.append(
             SlotInit(
                 slot=seq.slot,
@@ -60,7 +60,7 @@ class PlanBuilder:
                 num_prompt=seq.num_prompt,
                 num_output=seq.num_output,
                 prompt_ids=pack_ids(seq.tokens[: seq.num_prompt]) if penalised else b"",
-                output_ids=pack_ids(seq.tokens[seq.num_prompt :]) if penalised else b"",
+                output_ids=pack_ids(seq.tokens[seq.num_prompt :]) if history else b"",
                 stop_ids=tuple(sorted(seq.stop_ids)) if seq.sampling.min_new_tokens else (),
             )
         )

@@ -247,6 +247,8 @@ class ModelRunner:
         targets = upload(ints(plan.prompt_targets_T).astype(np.int64), self.device)
         indices = upload(tokens, self.device)
         most = max(counts)
+        slots = np.repeat(ints(plan.slots_S)[rows], [count for _, count in asked])
+        asked_of = self._sampler.asked(slots) if self._sampler is not None else None
         piece = max(1, PROMPT_LOGITS_BYTES // (4 * self.vocab_size))
         parts = []
         for begin in range(0, len(tokens), piece):
@@ -254,7 +256,8 @@ class ModelRunner:
             # All ranks must take part in this, in equal pieces.
             logits = self._model.logits(hidden_TD.index_select(0, indices[part]))
             if self._sampler is not None:
-                parts.append(logprobs_of(logits, targets[part], counts[part], most))
+                wanted = asked_of.part(part) if asked_of else None
+                parts.append(logprobs_of(logits, targets[part], counts[part], most, wanted, ranked=True))
         return asked, join(parts) if parts else None
 
     # ---------------------------------------------------------------- odds and ends

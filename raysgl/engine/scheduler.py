@@ -190,9 +190,12 @@ class Scheduler:
             count = min(count, self._prefill_room(builder))
         if count <= 0:
             return False
+        wants_logprobs = self._wants_prompt_logprobs(seq) and seq.num_computed < seq.num_prompt - 1
+        if wants_logprobs and seq.num_computed < (start := seq.logprobs_start):
+            # What comes before has a chunk of its own: its logits would be made for nothing.
+            count, wants_logprobs = min(count, start - seq.num_computed), False
         ends = count == seq.remaining_prompt
         samples = ends and len(seq.tokens) < seq.max_tokens
-        wants_logprobs = self._wants_prompt_logprobs(seq) and seq.num_computed < seq.num_prompt - 1
         builder.add_prefill(seq, count, samples, wants_logprobs)
         seq.num_computed += count
         if samples:
@@ -207,7 +210,8 @@ class Scheduler:
 
     def _wants_prompt_logprobs(self, seq: Sequence) -> bool:
         asked = seq.sampling.prompt_logprobs is not None
-        return asked and (seq.prompt_logprobs is None or len(seq.prompt_logprobs) < seq.num_prompt)
+        known = len(seq.prompt_logprobs or ())
+        return asked and known < seq.num_prompt - seq.logprobs_start
 
     # ---------------------------------------------------------------- admission
 
@@ -238,9 +242,10 @@ class Scheduler:
             self._plan_chunk(builder, seq)
 
     def _match(self, seq: Sequence):
-        if not self.config.radix_cache or self._wants_prompt_logprobs(seq):
+        if not self.config.radix_cache:
             return self.tree.match([], seq.extra_key)
-        return self.tree.match(seq.tokens, seq.extra_key, max_tokens=len(seq.tokens) - 1)
+        most = seq.logprobs_start if self._wants_prompt_logprobs(seq) else len(seq.tokens) - 1
+        return self.tree.match(seq.tokens, seq.extra_key, max_tokens=most)
 
     def _cached_tokens(self, seq: Sequence) -> int:
         return self._match(seq).num_tokens
@@ -265,7 +270,7 @@ class Scheduler:
         seq.decoding = False
         seq.table_updates = list(enumerate(seq.pages))
         if self._wants_prompt_logprobs(seq):
-            seq.prompt_logprobs = [TokenLogprob(seq.tokens[0], None)]
+            seq.prompt_logprobs = [TokenLogprob(seq.tokens[seq.logprobs_start], None)]
         if seq.cached_tokens is None:
             seq.cached_tokens = match.num_tokens
             self.stats.prompt_tokens += seq.num_prompt
@@ -330,6 +335,7 @@ class Scheduler:
         self.waiting.put_back(seq)
         self.estimator.retracted()
         self.stats.retractions += 1
+        seq.retractions += 1
 
     def _leave(self, seq: Sequence) -> None:
         if seq.status is Status.RUNNING:
@@ -368,6 +374,7 @@ class Scheduler:
             self._finish(seq, output, Finish("length"))
 
     def _finish(self, seq: Sequence, output: SequenceOutput, finish: Finish) -> None:
+        finish.retractions = seq.retractions
         output.finish = finish
         self.estimator.record(seq.num_output)
         self._leave(seq)

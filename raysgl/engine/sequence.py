@@ -60,7 +60,13 @@ class Sequence:
     overtaken: int = 0
     cached_tokens: int | None = None
     announced: bool = False
+    retractions: int = 0
     prompt_logprobs: list[TokenLogprob] | None = None
+
+    @property
+    def logprobs_start(self) -> int:
+        """The first prompt token that log probabilities are reported of, of which nothing is known."""
+        return min(self.sampling.prompt_logprobs_start, self.num_prompt - 1)
 
     @property
     def num_output(self) -> int:

@@ -12,7 +12,10 @@ import msgspec
 from raysgl.sampling.constraint import Constraint
 
 MAX_TOP_LOGPROBS = 20
+MAX_TOKEN_IDS_LOGPROB = 1024
 MAX_STOP_STRINGS = 32
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_TOKENS = 32
 GREEDY_BELOW = 1e-6
 """A temperature below this means greedy: argmax, no noise."""
 
@@ -34,7 +37,11 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     `top_k` -1 means the whole vocabulary. `seed` None draws one in the ingress, so that a resumed request
     continues with the same noise. `stop` is checked where text is decoded (the ingress), everything else in the engine.
     `logprobs` asks for the chosen token's log probability, `top_logprobs` for that many alternatives besides;
-    `prompt_logprobs` for the same of every prompt token (None: not at all; 0: only the prompt token itself).
+    `prompt_logprobs` for the same of every prompt token from position `prompt_logprobs_start` on (None: not at all; 0: only the
+    prompt token itself); nothing is known about the first of them. `token_ids_logprob` asks for these tokens' log probabilities
+    wherever there are any.
+    `stop_regex` is checked where `stop` is. `allowed_token_ids`: no others are sampled (empty: all are). `bad_words`: token
+    sequences whose last token is not sampled behind the others.
     `constraint` holds for the output, or, with `think_end_ids`, for what follows these token ids in the output.
     """
 
@@ -52,12 +59,17 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     n: int = 1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     ignore_eos: bool = False
     no_stop_trim: bool = False
     skip_special_tokens: bool = True
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
+    token_ids_logprob: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     constraint: Constraint | None = None
     think_end_ids: tuple[int, ...] = ()
 
@@ -101,8 +113,16 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
         need(all(self.stop), "stop", "strings that are not empty")
         for token in self.think_end_ids:
             need(0 <= token < vocab_size, "think_end_ids", f"token ids from 0 to {vocab_size - 1}")
-        for token in self.stop_token_ids:
-            need(0 <= token < vocab_size, "stop_token_ids", f"token ids from 0 to {vocab_size - 1}")
+        for name in ("stop_token_ids", "token_ids_logprob", "allowed_token_ids"):
+            for token in getattr(self, name):
+                need(0 <= token < vocab_size, name, f"token ids from 0 to {vocab_size - 1}")
+        need(len(self.stop_regex) <= MAX_STOP_STRINGS, "stop_regex", f"at most {MAX_STOP_STRINGS} patterns")
+        need(len(self.token_ids_logprob) <= MAX_TOKEN_IDS_LOGPROB, "token_ids_logprob", f"at most {MAX_TOKEN_IDS_LOGPROB} ids")
+        need(self.prompt_logprobs_start >= 0, "prompt_logprobs_start", "at least 0")
+        need(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", f"at most {MAX_BAD_WORDS} token sequences")
+        for word in self.bad_words:
+            need(0 < len(word) <= MAX_BAD_WORD_TOKENS, "bad_words", f"words of 1 to {MAX_BAD_WORD_TOKENS} tokens")
+            need(all(0 <= token < vocab_size for token in word), "bad_words", f"token ids from 0 to {vocab_size - 1}")
         need(0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, "top_logprobs", f"from 0 to {MAX_TOP_LOGPROBS}")
         need(
             self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_TOP_LOGPROBS,

@@ -1,6 +1,6 @@
 """From logits to tokens, for all rows of a step at once.
 
-In this order: repetition, frequency and presence penalty, logit bias, the mask of min_new_tokens; then temperature, top-k, top-p,
+In this order: repetition, frequency and presence penalty, logit bias, the masks of min_new_tokens, bad words and allowed tokens; then temperature, top-k, top-p,
 min-p, draw. What a step needs is decided from host flags, so nothing waits for the device, and a step of greedy rows is an argmax.
 Legend: L rows that sample, R some of them, V vocabulary.
 """
@@ -14,7 +14,8 @@ import torch
 
 from raysgl.sampling import filters
 from raysgl.sampling import slot_settings as column
-from raysgl.sampling.logprobs import Logprobs, logprobs_of
+from raysgl.sampling.bad_words import BadWords
+from raysgl.sampling.logprobs import Asked, Logprobs, logprobs_of
 from raysgl.sampling.noise import uniforms
 from raysgl.sampling.params import SamplingParams
 from raysgl.sampling.penalties import TokenHistory
@@ -39,6 +40,7 @@ class Sampler:
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device):
         self.settings = SlotSettings(num_slots, vocab_size)
         self.history = TokenHistory(num_slots, vocab_size, device)
+        self.words = BadWords(num_slots, vocab_size, device)
         self._device = device
 
     def init_slot(
@@ -55,6 +57,8 @@ class Sampler:
         self.settings.set(slot, sampling, seed, num_output, stop_ids)
         if sampling.penalised:
             self.history.init(slot, prompt_ids, output_ids)
+        if sampling.bad_words:
+            self.words.init(slot, sampling.bad_words, output_ids)
 
     def takes_argmax(self, slots_L: np.ndarray) -> bool:
         """Whether all rows get the argmax of the model's logits, and nothing else was asked about them."""
@@ -63,6 +67,8 @@ class Sampler:
             settings.greedy_N[slots_L].all()
             and not settings.penalised_N[slots_L].any()
             and not settings.biased_N[slots_L].any()
+            and not settings.allowed_N[slots_L].any()
+            and not settings.worded_N[slots_L].any()
             and (settings.logprobs_N[slots_L] < 0).all()
             and (settings.num_output_N[slots_L] >= settings.min_new_N[slots_L]).all()
         )
@@ -93,11 +99,21 @@ class Sampler:
         penalised = np.flatnonzero(settings.penalised_N[slots_L])
         if len(penalised):
             self.history.add(slots_L[penalised], self._pick(tokens_L, penalised))
+        worded = np.flatnonzero(settings.worded_N[slots_L])
+        if len(worded):
+            self.words.add(slots_L[worded], self._pick(tokens_L, worded))
         logprobs = None
         if raw_RV is not None:
             counts = settings.logprobs_N[slots_L[asking]].tolist()
-            logprobs = logprobs_of(raw_RV, self._pick(tokens_L, asking), counts, max(counts))
+            logprobs = logprobs_of(raw_RV, self._pick(tokens_L, asking), counts, max(counts), self.asked(slots_L[asking]))
         return Sampled(tokens_L, asking.tolist(), logprobs)
+
+    def asked(self, slots_R: np.ndarray) -> Asked | None:
+        """The tokens whose log probabilities these slots' requests want beside the most probable ones."""
+        counts = self.settings.asked_counts_N[slots_R]
+        if not counts.any():
+            return None
+        return Asked(upload(self.settings.asked_ids.pick(slots_R), self._device), counts.tolist())
 
     def _pick(self, tensor: torch.Tensor, rows: np.ndarray, copy: bool = False) -> torch.Tensor:
         """These rows; the tensor itself when they are all of it, unless it must be a copy."""
@@ -114,7 +130,7 @@ class Sampler:
     # ---------------------------------------------------------------- what changes logits
 
     def _adjust(self, logits_LV: torch.Tensor, slots_L: np.ndarray, numbers_LC: np.ndarray) -> torch.Tensor:
-        """Penalties, bias, min_new_tokens, in place; only the logits concerned are touched."""
+        """Penalties, bias and masks, in place; only the logits concerned are touched."""
         settings = self.settings
         logits_LV = logits_LV.contiguous()
         flat = logits_LV.view(-1)
@@ -127,6 +143,13 @@ class Sampler:
             flat.scatter_add_(0, places, values.to(logits_LV.dtype))
         if (rows := np.flatnonzero(settings.num_output_N[slots_L] < settings.min_new_N[slots_L])).size:
             flat.index_fill_(0, self._places(rows, settings.stop_ids.pick(slots_L[rows])), float("-inf"))
+        if (rows := np.flatnonzero(settings.worded_N[slots_L])).size:
+            self.words.apply(logits_LV, rows, slots_L[rows])
+        if (rows := np.flatnonzero(settings.allowed_N[slots_L])).size:
+            places = self._places(rows, settings.allowed_ids.pick(slots_L[rows]))
+            kept = flat.take(places)
+            logits_LV.index_fill_(0, upload(rows, self._device), float("-inf"))
+            flat.scatter_(0, places, kept)
         return logits_LV
 
     def _places(self, rows_R: np.ndarray, ids_RB: np.ndarray) -> torch.Tensor:

@@ -47,6 +47,7 @@ class SlotSettings:
 
     numbers_NC: float64, see `COLUMNS`. seeds_N, num_output_N: int64; the noise of a token is a function of these two.
     greedy_N: argmax, no noise. filtered_N: has top-k or top-p. penalised_N, biased_N: needs them applied.
+    allowed_N: only `allowed_ids` may be sampled. worded_N: has bad words. asked_counts_N: how many `asked_ids` it has.
     min_new_N: output tokens before which `stop_ids` are forbidden (0 where none are). logprobs_N: alternatives asked for, or -1.
     """
 
@@ -63,6 +64,11 @@ class SlotSettings:
         self.min_p_N = np.zeros(num_slots, bool)
         self.penalised_N = np.zeros(num_slots, bool)
         self.biased_N = np.zeros(num_slots, bool)
+        self.allowed_N = np.zeros(num_slots, bool)
+        self.worded_N = np.zeros(num_slots, bool)
+        self.asked_counts_N = np.zeros(num_slots, np.int64)
+        self.allowed_ids = Ragged(num_slots, np.int64, repeat=True)
+        self.asked_ids = Ragged(num_slots, np.int64)
         self.stop_ids = Ragged(num_slots, np.int64, repeat=True)
         self.bias_ids = Ragged(num_slots, np.int64)
         self.bias_values = Ragged(num_slots, np.float64)
@@ -91,6 +97,13 @@ class SlotSettings:
         self.min_new_N[slot] = sampling.min_new_tokens if stop_ids else 0
         if stop_ids:
             self.stop_ids.set(slot, list(stop_ids))
+        self.allowed_N[slot] = bool(sampling.allowed_token_ids)
+        if sampling.allowed_token_ids:
+            self.allowed_ids.set(slot, list(sampling.allowed_token_ids))
+        self.worded_N[slot] = bool(sampling.bad_words)
+        self.asked_counts_N[slot] = len(sampling.token_ids_logprob)
+        if sampling.token_ids_logprob:
+            self.asked_ids.set(slot, list(sampling.token_ids_logprob))
         bias = sampling.logit_bias or {}
         self.biased_N[slot] = bool(bias)
         if bias:

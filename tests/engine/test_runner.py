@@ -149,7 +149,7 @@ def test_prompt_log_probabilities(runner, reference, monkeypatch):
     kinds = [
         SamplingParams(temperature=0.0, prompt_logprobs=2, logprobs=True, top_logprobs=1),
         GREEDY,
-        SamplingParams(temperature=0.0, prompt_logprobs=0),
+        SamplingParams(temperature=0.0, prompt_logprobs=0, token_ids_logprob=(7, 200)),
     ]
     seqs = [Seq(list(prompt), slot, kind) for slot, (prompt, kind) in enumerate(zip(given, kinds))]
     first = runner.launch(hand.plan(chunks=[(seqs[0], 5), (seqs[1], 5), (seqs[2], 12)])).result()
@@ -163,9 +163,12 @@ def test_prompt_log_probabilities(runner, reference, monkeypatch):
     assert len(whole) == 8
     for position in range(7):
         check_entry(whole[position], given[0][position + 1], expected[0][position], 2)
+        assert whole[position].asked == []
+        assert whole[position].rank == 1 + (expected[0][position] > expected[0][position][given[0][position + 1]]).sum()
     assert len(first.prompt_logprobs[2]) == 12
     for position in range(11):
         check_entry(first.prompt_logprobs[2][position], given[2][position + 1], expected[2][position], 0)
+        assert first.prompt_logprobs[2][position].asked == pytest.approx(expected[2][position][[7, 200]].tolist(), abs=1e-4)
     assert first.logprobs is None
     check_entry(second.logprobs[0], second.token_ids[0], expected[0][7], 1)
 

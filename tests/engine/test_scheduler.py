@@ -144,6 +144,23 @@ def test_prompt_logprobs_cover_the_prompt_and_ignore_the_cache():
     assert engine.tokens(2) == expected(prompt, 4) and engine.tokens(3) == []
 
 
+@pytest.mark.parametrize("start", [0, 3, 8, 17, 28, 29, 100])
+@pytest.mark.parametrize("step_tokens", [0, 8])
+def test_prompt_logprobs_from_a_position_on_use_the_cache_before_it(start, step_tokens):
+    engine = Engine(step_tokens=step_tokens, num_pages=100)
+    prompt = list(range(30))
+    engine.submit(1, prompt, max_new=4)
+    engine.run()
+    engine.submit(2, prompt, max_new=4, prompt_logprobs=0, prompt_logprobs_start=start)
+    engine.run()
+    first = engine.outputs[2][0]
+    begin = min(start, 29)
+    assert [entry.token_id for entry in first.prompt_logprobs] == prompt[begin:]
+    assert [entry.logprob for entry in first.prompt_logprobs] == [None] + [-1.0] * (29 - begin)
+    assert first.cached_tokens == begin // 4 * 4
+    assert engine.tokens(2) == expected(prompt, 4)
+
+
 def test_flush_is_refused_while_busy():
     engine = Engine()
     answers = []

@@ -8,7 +8,7 @@ from raysgl.sampling.params import SamplingParams
 
 
 def adjusted(logits, params: SamplingParams, prompt=(), output=(), stop_ids=()) -> np.ndarray:
-    """[V] logits after penalties, bias and the mask of min_new_tokens."""
+    """[V] logits after penalties, bias and the masks of min_new_tokens, bad words and allowed tokens."""
     logits = np.array(logits.tolist())
     for token in set(prompt) | set(output):
         if logits[token] > 0:
@@ -21,6 +21,11 @@ def adjusted(logits, params: SamplingParams, prompt=(), output=(), stop_ids=()) 
         logits[token] += bias
     if len(output) < params.min_new_tokens:
         logits[list(stop_ids)] = -np.inf
+    for *beginning, last in params.bad_words:
+        if list(output)[len(output) - len(beginning) :] == beginning:
+            logits[last] = -np.inf
+    if params.allowed_token_ids:
+        logits[[token for token in range(len(logits)) if token not in params.allowed_token_ids]] = -np.inf
     return logits
 
 

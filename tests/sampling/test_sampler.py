@@ -217,6 +217,43 @@ def test_penalties_bias_and_minimum_as_written_down(data):
             outputs[row].append(token)
 
 
+@settings(max_examples=60)
+@given(data=st.data())
+def test_bad_words_and_allowed_tokens_as_written_down(data):
+    """Also where a sequence comes with output already, and beside rows that have neither."""
+    vocab_size, steps = 8, 8
+    token = st.integers(0, vocab_size - 1)
+    words = st.lists(st.lists(token, min_size=1, max_size=3).map(tuple), max_size=4).map(tuple)
+    allowed = st.lists(token, unique=True, max_size=5).map(tuple)
+    params, outputs = [], []
+    for _ in range(data.draw(st.integers(1, 4))):
+        params.append(SamplingParams(temperature=0.0, bad_words=data.draw(words), allowed_token_ids=data.draw(allowed)))
+        outputs.append(data.draw(st.lists(token, max_size=3)))
+    sampler = Sampler(len(params), vocab_size, CPU)
+    for slot, (sampling, output) in enumerate(zip(params, outputs)):
+        sampler.init_slot(slot, sampling, 0, len(output), output_ids=np.array(output, np.int32))
+    for step in range(steps):
+        logits = random_logits(len(params), vocab_size, seed=step)
+        found = one_step(sampler, logits)
+        for row, chosen in enumerate(found):
+            wanted = naive.adjusted(logits[row], params[row], (), outputs[row])
+            assert chosen == wanted.argmax() or np.isneginf(wanted).all()
+            outputs[row].append(chosen)
+
+
+def test_what_is_not_allowed_is_not_drawn():
+    params = SamplingParams(temperature=5.0, allowed_token_ids=(3, 4, 9), bad_words=((4,),))
+    found = draws(params, random_logits(1, 40)[0], 2000)
+    assert set(np.flatnonzero(found)) == {3, 9}
+
+
+def test_a_greedy_step_with_a_mask_is_no_plain_argmax():
+    sampler = sampler_of([SamplingParams(temperature=0.0, bad_words=((1, 2),)), SamplingParams(temperature=0.0)], 5)
+    assert not sampler.takes_argmax(np.array([0])) and sampler.takes_argmax(np.array([1]))
+    sampler.init_slot(0, SamplingParams(temperature=0.0, allowed_token_ids=(1,)), 0)
+    assert not sampler.takes_argmax(np.array([0]))
+
+
 def test_penalties_of_texts_longer_than_the_first_tables():
     """A long prompt beside a short one, and outputs that outgrow what was set aside."""
     vocab_size = 2000
@@ -280,6 +317,20 @@ def test_log_probabilities_are_of_the_raw_logits():
     assert third.token_id == sampled.tokens_L[2]
     assert third.logprob == pytest.approx(expected[2, third.token_id].item(), abs=1e-5)
     assert third.top == []
+
+
+def test_log_probabilities_of_named_tokens():
+    logits = random_logits(3, 50)
+    params = [
+        SamplingParams(temperature=0.0, logprobs=True, token_ids_logprob=(4, 49, 4)),
+        SamplingParams(temperature=0.0, logprobs=True),
+        SamplingParams(temperature=0.0, logprobs=True, token_ids_logprob=(0,)),
+    ]
+    entries = sampler_of(params, 50).sample(logits.clone(), np.arange(3)).logprobs.entries()
+    expected = logits.double().log_softmax(-1)
+    assert entries[0].asked == pytest.approx(expected[0, [4, 49, 4]].tolist(), abs=1e-5)
+    assert entries[1].asked == []
+    assert entries[2].asked == pytest.approx([expected[2, 0].item()], abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
