@@ -114,6 +114,9 @@ class ServerConfig(Settings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all")
     port: int = Field(30000, ge=1, le=65535, description="of the HTTP API")
     num_ingress: int = Field(1, ge=1, description="ingress replicas; those of one node share the port")
+    incremental_streaming_output: bool = Field(
+        False, description="streams of /generate carry what is new, instead of all the text so far"
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies get a 413")
     trust_request_chat_template: bool = Field(False, description="let requests bring a chat_template of their own")
     drain_timeout_s: float = Field(10.0, ge=0, description="how long a stopping ingress lets its answers finish")

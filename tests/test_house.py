@@ -111,7 +111,7 @@ def test_configuration_is_documented():
 
 
 def test_every_request_field_is_documented():
-    from raysgl.api import protocol, unsupported
+    from raysgl.api import native_protocol, protocol, unsupported
 
     kinds = (
         protocol.ChatCompletionRequest,
@@ -121,6 +121,8 @@ def test_every_request_field_is_documented():
         protocol.DetokenizeRequest,
         protocol.AbortRequest,
         protocol.StreamOptions,
+        native_protocol.GenerateRequest,
+        native_protocol.NativeSampling,
     )
     accepted, refused = (ROOT / "docs" / "api.md").read_text().split("## Refused")
     assert {name for kind in kinds for name in kind.model_fields} <= set(re.findall(r"`(\w+)", accepted))

@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 import raysgl
-from raysgl.api import generate, operations, protocol, responses
+from raysgl.api import generate, native, native_protocol, operations, protocol, responses
 from raysgl.api.backend import Backend
 from raysgl.api.errors import ApiError
-from raysgl.api.http import Endpoint, Gate, Handler
+from raysgl.api.http import Endpoint, Gate, Handler, RequestIds
 from raysgl.api.metrics import Metrics
 from raysgl.api.service import Service
 from raysgl.config import ServerConfig
@@ -26,6 +26,7 @@ NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configu
 REQUEST_TYPES: dict[str, tuple[type[BaseModel], ...]] = {
     "/v1/chat/completions": (protocol.ChatCompletionRequest,),
     "/v1/completions": (protocol.CompletionRequest,),
+    "/generate": (native_protocol.GenerateRequest,),
     "/tokenize": (protocol.TokenizeRequest, protocol.TokenizeChatRequest),
     "/detokenize": (protocol.DetokenizeRequest,),
     "/abort_request": (protocol.AbortRequest,),
@@ -41,6 +42,7 @@ def create_app(backend: Backend, settings: ServerConfig | None = None) -> FastAP
         title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", redoc_url=None, telemetry=NO_TELEMETRY
     )
     app.state.gate, app.state.service = gate, service
+    app.add_middleware(RequestIds)
     _add_posts(app, service)
     _add_gets(app, service)
     _add_errors(app)
@@ -49,14 +51,14 @@ def create_app(backend: Backend, settings: ServerConfig | None = None) -> FastAP
 
 
 def _add_posts(app: FastAPI, service: Service) -> None:
-    def post(path: str, handler: Handler, response_model: type[BaseModel], hidden: bool = False) -> None:
+    def post(path: str, handler: Handler, response_model: Any, hidden: bool = False, methods: tuple = ("POST",)) -> None:
         async def endpoint(request: Request) -> Response:
             return Endpoint(handler)
 
         app.add_api_route(
             path,
             endpoint,
-            methods=["POST"],
+            methods=methods,
             name=path,
             summary=path,
             response_model=None,
@@ -66,6 +68,8 @@ def _add_posts(app: FastAPI, service: Service) -> None:
 
     post("/v1/chat/completions", generate.chat_completions(service), responses.ChatCompletion)
     post("/v1/completions", generate.completions(service), responses.Completion)
+    post("/generate", native.generate(service), responses.Generated | list[responses.Generated])
+    post("/generate", native.generate(service), responses.Generated, hidden=True, methods=("PUT",))
     for prefix in ("", "/v1"):
         post(f"{prefix}/tokenize", operations.tokenize(service), responses.TokenizeResponse, hidden=bool(prefix))
         post(f"{prefix}/detokenize", operations.detokenize(service), responses.DetokenizeResponse, hidden=bool(prefix))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -18,9 +18,27 @@ from raysgl.api.http import Handler, Reply, read_body, until_disconnect
 from raysgl.api.prompts import as_list, check_ids, encode, render_chat
 from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_json, validate
 from raysgl.api.sampling_request import fit, sampling_params
+from raysgl.api.sequence_text import Piece
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.api.unsupported import refuse_parts
+
+
+class AnswerShape(Protocol):
+    """How one request's answer looks."""
+
+    def chunks(self, pieces: list[Piece]) -> bytes:
+        """The pieces as server-sent events; nothing for pieces that show nothing."""
+
+    def last_chunks(self) -> bytes:
+        """The end of a stream."""
+
+    def collect(self, pieces: list[Piece]) -> None:
+        """Keep pieces for `whole`."""
+
+    def whole(self) -> bytes:
+        """The body of a whole answer, once all sequences have finished."""
+
 
 Prepared = tuple[GenerationRequest, ServedModel, list[Prompt], Style]
 
@@ -103,21 +121,22 @@ def _handler(
             data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
             async with until_disconnect(receive):
                 request, model, prompts, style = await prepare(service, data)
+                reply.name(request.rid)
                 job = _job(request, model, prompts, request.rid or reply.request_id, arrived_at)
                 async with Generation(service.backend, job, service.metrics.of(model.name)) as generation:
                     answer = answer_type(style, generation)
-                    await (_stream if request.stream else _whole)(generation, answer, reply)
+                    await (send_stream if request.stream else send_whole)(generation, answer, reply)
 
     return handle
 
 
-async def _whole(generation: Generation, answer: Answer, reply: Reply) -> None:
+async def send_whole(generation: Generation, answer: AnswerShape, reply: Reply) -> None:
     while generation.open:
         answer.collect(await generation.next())
     await reply.whole(answer.whole())
 
 
-async def _stream(generation: Generation, answer: Answer, reply: Reply) -> None:
+async def send_stream(generation: Generation, answer: AnswerShape, reply: Reply) -> None:
     """The first output is awaited before the status goes out, so that what the engine refuses has its own status."""
     pieces = await generation.next()
     await reply.begin(200, b"text/event-stream; charset=utf-8", STREAM_HEADERS)
@@ -131,4 +150,4 @@ async def _stream(generation: Generation, answer: Answer, reply: Reply) -> None:
         pieces = await generation.next()
 
 
-__all__ = ["chat_completions", "completions"]
+__all__ = ["chat_completions", "completions", "send_stream", "send_whole"]

@@ -21,11 +21,14 @@ from raysgl.sampling.params import SamplingParams
 
 @dataclass(slots=True)
 class Prompt:
-    """One prompt of a request. `sampling` is complete. `text` is what `echo` shows."""
+    """One prompt of a request. `sampling` is complete. `text` is what `echo` shows. `request_id` and `extra_key`: its own, where
+    the prompts of a request have different ones."""
 
     input_ids: list[int]
     sampling: SamplingParams
     text: str = ""
+    request_id: str | None = None
+    extra_key: str | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +100,14 @@ class Generation:
         """Sequences that have not finished."""
         return self._open
 
+    def num_tokens(self, index: int) -> int:
+        """How many tokens sequence `index` has generated."""
+        return self._texts[index].num_tokens
+
+    def cached_tokens(self, prompt: int) -> int:
+        """How much of a prompt was in the cache."""
+        return self._cached[prompt] or 0
+
     async def next(self) -> list[Piece]:
         """What has arrived since the last time, one piece a sequence. ApiError if the engine refuses or fails."""
         prompt, news = await self._get()
@@ -108,10 +119,10 @@ class Generation:
         job, prompt = self.job, self.job.prompts[index]
         self._streams[index] = await self._backend.submit(
             job.model,
-            job.request_id,
+            prompt.request_id or job.request_id,
             prompt.input_ids,
             prompt.sampling,
-            extra_key=job.extra_key,
+            extra_key=job.extra_key if prompt.extra_key is None else prompt.extra_key,
             priority=job.priority,
             session=job.session,
         )

@@ -10,11 +10,14 @@ from contextlib import asynccontextmanager, contextmanager
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysgl.api.errors import ApiError, bad_request, internal, unavailable
 
 log = logging.getLogger(__name__)
+
+REQUEST_ID = "raysgl.request_id"
+"""Where the scope of a request has its id."""
 
 
 class ClientGone(Exception):
@@ -108,9 +111,34 @@ async def until_disconnect(receive: Receive) -> AsyncIterator[None]:
 def request_id(headers: Headers) -> str:
     """The client's X-Request-Id if it can be used, else a random one."""
     given = headers.get("x-request-id", "")
-    if 0 < len(given) <= 256 and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
+    return given if _fits_header(given) else uuid.uuid4().hex
+
+
+def _fits_header(request_id: str) -> bool:
+    return 0 < len(request_id) <= 256 and request_id.isascii() and request_id.isprintable()
+
+
+class RequestIds:
+    """ASGI middleware: every answer says its request's id, those of the framework too."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        mine = request_id(Headers(scope=scope))
+        scope[REQUEST_ID] = mine
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.setdefault("headers", [])
+                if all(name != b"x-request-id" for name, _ in headers):
+                    message["headers"] = [*headers, (b"x-request-id", mine.encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
 
 
 class Reply:
@@ -120,6 +148,11 @@ class Reply:
         self._send = send
         self.request_id = request_id
         self.begun = False
+
+    def name(self, request_id: str | None) -> None:
+        """The request brought an id of its own; the header says it where it can."""
+        if request_id and _fits_header(request_id):
+            self.request_id = request_id
 
     async def begin(self, status: int, content_type: bytes, extra: list[tuple[bytes, bytes]]) -> None:
         self.begun = True
@@ -156,7 +189,7 @@ class Endpoint(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        reply = Reply(send, request_id(headers))
+        reply = Reply(send, scope[REQUEST_ID])
         try:
             await self.handler(headers, receive, reply)
         except ClientGone:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel
 
 
@@ -78,6 +80,39 @@ class ChatCompletion(WholeAnswer):
 
 class Completion(WholeAnswer):
     choices: list[CompletionChoice]
+
+
+class MetaInfo(BaseModel):
+    """finish_reason: null while running; type stop (with `matched`), length (with `length`) or abort (with `message`). Log
+    probabilities are lists of (value, token id, text or null). e2e_latency: seconds, once finished."""
+
+    id: str
+    finish_reason: dict[str, Any] | None
+    prompt_tokens: int
+    weight_version: str
+    num_retractions: int
+    completion_tokens: int
+    reasoning_tokens: int
+    cached_tokens: int
+    input_token_logprobs: list[tuple[float | None, int, str | None]] | None = None
+    output_token_logprobs: list[tuple[float | None, int, str | None]] | None = None
+    output_token_logprobs_length: int | None = None
+    input_top_logprobs: list[list[tuple[float, int, str | None]] | None] | None = None
+    output_top_logprobs: list[list[tuple[float, int, str | None]]] | None = None
+    input_token_ids_logprobs: list[list[tuple[float, int, str | None]] | None] | None = None
+    output_token_ids_logprobs: list[list[tuple[float, int, str | None]]] | None = None
+    e2e_latency: float | None = None
+    response_sent_to_client_ts: float
+
+
+class Generated(BaseModel):
+    """`index` where a stream has several sequences."""
+
+    text: str
+    output_ids: list[int]
+    meta_info: MetaInfo
+    prompt_token_ids: list[int] | None = None
+    index: int | None = None
 
 
 class ModelCard(BaseModel):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from raysgl.api.errors import ApiError, bad_request
+from raysgl.api.errors import bad_request
 from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from raysgl.api.served_model import ServedModel
 from raysgl.api.stop_strings import MAX_STOP_LENGTH
@@ -38,9 +40,9 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: S
     if request.min_tokens is not None:
         settings["min_new_tokens"] = request.min_tokens
     settings["seed"] = random.getrandbits(63) if request.seed is None else request.seed
-    settings["stop"] = _stop(request.stop)
+    settings["stop"] = stop_strings(request.stop)
     settings["stop_token_ids"] = tuple(request.stop_token_ids or ())
-    settings["logit_bias"] = _logit_bias(request.logit_bias)
+    settings["logit_bias"] = logit_bias(request.logit_bias)
     if isinstance(request, ChatCompletionRequest):
         if request.max_completion_tokens is not None:
             settings["max_new_tokens"] = request.max_completion_tokens
@@ -53,11 +55,16 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: S
         settings["top_logprobs"] = request.logprobs or 0
         if request.echo:
             settings["prompt_logprobs"] = request.logprobs
+    return verified(settings, model, lambda field: field_name(field, request))
+
+
+def verified(settings: dict[str, Any], model: ServedModel, name_of: Callable[[str], str]) -> SamplingParams:
+    """`settings` by `SamplingParams` name. ApiError 400; `name_of` says what the request calls a parameter."""
     params = SamplingParams(**settings)
     try:
         params.verify(model.vocab_size)
     except InvalidParameter as error:
-        name = field_name(error.field, request)
+        name = name_of(error.field)
         value = repr(list(error.value) if isinstance(error.value, tuple) else error.value)  # a JSON list is a tuple by now
         value = value if len(value) <= 100 else value[:100] + "..."
         raise bad_request(f"{name} is {value}, but must be {error.allowed}", name) from None
@@ -66,34 +73,44 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: S
 
 def fit(params: SamplingParams, prompt_tokens: int, model: ServedModel, request: GenerationRequest) -> SamplingParams:
     """Resolve `max_new_tokens` for a prompt of so many tokens. ApiError 400 where prompt or answer can never fit."""
+    chat = isinstance(request, ChatCompletionRequest)
+    default = model.defaults.get("max_new_tokens") if chat else COMPLETION_MAX_TOKENS
+    prompt = "messages" if chat else "prompt"
+    return resolve_length(params, prompt_tokens, model, default, lambda field: field_name(field, request), prompt)
+
+
+def resolve_length(
+    params: SamplingParams,
+    prompt_tokens: int,
+    model: ServedModel,
+    default: int | None,
+    name_of: Callable[[str], str],
+    prompt_name: str,
+) -> SamplingParams:
+    """`fit` for any request. default: of max_new_tokens, as far as there is room; None: all the room there is."""
     limit, what = model.token_limit()
     room = limit - prompt_tokens
     asked = params.max_new_tokens
     if room < (0 if asked == 0 else 1):
-        raise too_long(
-            f"The prompt has {prompt_tokens} tokens, but the {what} of {model.name!r} holds {limit}, answer included", request
+        raise bad_request(
+            f"The prompt has {prompt_tokens} tokens, but the {what} of {model.name!r} holds {limit}, answer included",
+            prompt_name,
+            "context_length_exceeded",
         )
     if asked is None:
-        default = (
-            model.defaults.get("max_new_tokens", room) if isinstance(request, ChatCompletionRequest) else COMPLETION_MAX_TOKENS
-        )
-        asked = min(default, room)
+        asked = room if default is None else min(default, room)
         if params.min_new_tokens > asked:
-            raise bad_request(f"min_tokens is {params.min_new_tokens}, but must be at most max_tokens ({asked})", "min_tokens")
+            least, most = name_of("min_new_tokens"), name_of("max_new_tokens")
+            raise bad_request(f"{least} is {params.min_new_tokens}, but must be at most {most} ({asked})", least)
     elif asked > room:
-        name = field_name("max_new_tokens", request)
-        raise too_long(
+        name = name_of("max_new_tokens")
+        raise bad_request(
             f"{name} is {asked} and the prompt has {prompt_tokens} tokens, together {asked + prompt_tokens}, "
             f"but the {what} of {model.name!r} holds {limit}",
-            request,
             name,
+            "context_length_exceeded",
         )
     return msgspec.structs.replace(params, max_new_tokens=asked)
-
-
-def too_long(message: str, request: GenerationRequest, param: str | None = None) -> ApiError:
-    param = param or ("messages" if isinstance(request, ChatCompletionRequest) else "prompt")
-    return bad_request(message, param, "context_length_exceeded")
 
 
 def field_name(field: str, request: GenerationRequest) -> str:
@@ -106,14 +123,14 @@ def field_name(field: str, request: GenerationRequest) -> str:
     return "min_tokens" if field == "min_new_tokens" else field
 
 
-def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
+def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if any(len(text) > MAX_STOP_LENGTH for text in stops):
         raise bad_request(f"stop must have strings of at most {MAX_STOP_LENGTH} characters", "stop")
     return stops
 
 
-def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
+def logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     if not bias:
         return None
     ids = {}

@@ -24,13 +24,21 @@ class Entry:
 
 @dataclass(slots=True)
 class Piece:
-    """What is new about a sequence. `finish_reason` is None until its last piece."""
+    """What is new about a sequence. `finish_reason` is None until its last piece.
+
+    token_ids: those that count as generated, shown or not; `logprobs` theirs, where the request asked for any. They go out as they
+    come; text, and the entries that belong to it, may be held back for a stop string. message: why it was aborted.
+    """
 
     index: int
     text: str = ""
     entries: list[Entry] = field(default_factory=list)
     finish_reason: str | None = None
     matched_stop: int | str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    message: str = ""
+    retractions: int = 0
 
 
 class SequenceText:
@@ -54,6 +62,17 @@ class SequenceText:
 
     def push(self, output: SequenceOutput) -> Piece:
         """Takes what the engine sent. Its `finish` must be no error."""
+        before = self.num_tokens
+        piece = self._push(output)
+        count = self.num_tokens - before
+        ids, logprobs = output.token_ids, output.logprobs
+        piece.token_ids = ids if count == len(ids) else ids[:count]
+        piece.logprobs = logprobs if logprobs is None or count == len(logprobs) else logprobs[:count]
+        if output.finish is not None:
+            piece.message, piece.retractions = output.finish.message, output.finish.retractions
+        return piece
+
+    def _push(self, output: SequenceOutput) -> Piece:
         finish = output.finish
         ids, hidden = output.token_ids, 0
         if finish is not None and finish.reason == "stop" and ids and ids[-1] == finish.matched:

@@ -55,6 +55,16 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "bootstrap_port": NOTHING,
     "bootstrap_room": NOTHING,
     "routed_dp_rank": NOTHING,
+    "input_embeds": NOTHING,
+    "image_data": NOTHING,
+    "video_data": NOTHING,
+    "audio_data": NOTHING,
+    "return_routed_experts": NOTHING,
+    "return_entropy": NOTHING,
+    "return_bytes": NOTHING,
+    "require_reasoning": NOTHING,
+    "beam_width": NOTHING,
+    "watermark": NOTHING,
 }
 """name -> values that are the same as leaving it out."""
 
