@@ -7,11 +7,13 @@ raysgl serve serve_configs/llama.yaml     # ours: shows progress, exits with a r
 # No `from __future__ import annotations`: Serve reads the annotation of `build`'s argument to make it, and takes no strings.
 
 import re
+from typing import Any
 
 import ray
 from ray import serve
 from ray.serve import Application
 
+from raysgl.actors import autoscaling
 from raysgl.actors.ingress import Ingress
 from raysgl.actors.replica import EngineReplica
 from raysgl.config import AppConfig, ModelConfig
@@ -45,22 +47,41 @@ def build(args: AppConfig) -> Application:
 
 def _replicas(model: ModelConfig, index: int) -> Application:
     device = device_of(model)
+    labels = {"placement_group_bundle_label_selector": [model.node_labels] * model.engine.tp_size} if model.node_labels else {}
     return (
         serve.deployment(EngineReplica)
         .options(
             name=f"Engine-{index}-{re.sub(r'[^A-Za-z0-9_.-]', '-', model.engine.name)}",
-            num_replicas=model.num_replicas,
+            **_scale(model),
             max_ongoing_requests=MAX_ONGOING,
             health_check_period_s=HEALTH_PERIOD_S,
             health_check_timeout_s=HEALTH_TIMEOUT_S,
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=model.drain_timeout_s + STOP_MARGIN_S,
-            ray_actor_options={"num_cpus": 0},
             placement_group_bundles=bundles(model, device),
             placement_group_strategy=model.placement_strategy,
+            **labels,
         )
         .bind(model, device)
     )
+
+
+def _scale(model: ModelConfig) -> dict[str, Any]:
+    """Deployment options that say how many replicas there are."""
+    actor = {"num_cpus": 0}
+    if model.autoscaling is None:
+        return {"num_replicas": model.num_replicas, "ray_actor_options": actor}
+    scaling = model.autoscaling
+    return {
+        "autoscaling_config": {
+            "min_replicas": scaling.min_replicas,
+            "initial_replicas": model.num_replicas,
+            "max_replicas": scaling.max_replicas,
+            **dict.fromkeys(("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s"), 0),  # the policy has its own
+            "policy": {"policy_function": "raysgl.actors.autoscaling:TokenPolicy", "policy_kwargs": scaling.model_dump()},
+        },
+        "ray_actor_options": {**actor, "runtime_env": {"env_vars": autoscaling.ENVIRONMENT}},
+    }
 
 
 def device_of(model: ModelConfig) -> str:

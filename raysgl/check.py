@@ -152,8 +152,8 @@ def describe(layout: Layout) -> str:
     ]
     for model in layout.models:
         lines += ["", *_describe_model(model)]
-    gpus = sum(model.gpus * model.config.num_replicas for model in layout.models)
-    cpus = sum(model.cpus * model.config.num_replicas for model in layout.models)
+    gpus = sum(model.gpus * model.config.most_replicas for model in layout.models)
+    cpus = sum(model.cpus * model.config.most_replicas for model in layout.models)
     machine = f"{_size(layout.machine.host_memory)} of memory"
     if layout.machine.gpu_memory:
         machine += f", {len(layout.machine.gpu_memory)} GPU of {_size(layout.machine.gpu_memory[0])}"
@@ -171,11 +171,21 @@ def _describe_model(model: ModelPlan) -> list[str]:
         f"  architecture {hf.architecture}, {hf.num_parameters() / 1e6:,.1f} M parameters, context {context} tokens",
         f"  runs on      {model.device}, {model.dtype}",
         (
-            f"  replicas     {config.num_replicas} x {engine.tp_size} {'shard' if engine.tp_size == 1 else 'shards'},"
-            f" placed {config.placement_strategy}"
+            f"  replicas     {_count(config)} x {engine.tp_size} {'shard' if engine.tp_size == 1 else 'shards'},"
+            f" placed {config.placement_strategy}{_where(config)}"
         ),
         f"  each shard   {gpu}{config.num_cpus_per_shard:g} CPU, {_size(model.weights)} of weights, {_kv(model, engine)}",
     ]
+
+
+def _count(config: ModelConfig) -> str:
+    scaling = config.autoscaling
+    return str(config.num_replicas) if scaling is None else f"{scaling.min_replicas} to {scaling.max_replicas}"
+
+
+def _where(config: ModelConfig) -> str:
+    labels = ", ".join(f"{name}={value}" for name, value in config.node_labels.items())
+    return f" on nodes with {labels}" if labels else ""
 
 
 def _kv(model: ModelPlan, engine: EngineConfig) -> str:

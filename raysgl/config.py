@@ -96,16 +96,62 @@ class EngineConfig(Settings):
         return self.model_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
+class AutoscalingConfig(Settings):
+    """How many replicas there are, by load. Scaling is by tokens and memory, not by numbers of requests."""
+
+    min_replicas: int = Field(1, ge=0, description="0: none while nobody asks; the first request then waits for one to start")
+    max_replicas: int = Field(ge=1, description="never more than so many")
+    target_queue_s: float = Field(
+        1.0, gt=0, description="more replicas when the uncached prompt tokens that wait take one longer than this to compute"
+    )
+    target_kv_use: float = Field(
+        0.8, gt=0, le=1, description="more replicas when running sequences hold more than this share of the KV cache"
+    )
+    target_ttft_s: float | None = Field(None, gt=0, description="more replicas when the first token takes longer on average")
+    upscale_delay_s: float = Field(5.0, ge=0, description="how long a signal must ask for more before there are more")
+    downscale_delay_s: float = Field(
+        300.0,
+        ge=0,
+        description="how long fewer must do before one goes; and only when the others have room for the prefixes in use",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutoscalingConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, less than min_replicas {self.min_replicas}")
+        return self
+
+
 class ModelConfig(Settings):
     """One model: its engine, and how many replicas of it run where."""
 
     engine: EngineConfig = Field(description="see EngineConfig")
-    num_replicas: int = Field(1, ge=1, description="engines with this model; each has tp_size shards")
+    num_replicas: int = Field(
+        1, ge=1, description="engines with this model, each with tp_size shards; with autoscaling: how many to start with"
+    )
+    autoscaling: AutoscalingConfig | None = Field(None, description="see AutoscalingConfig; default: num_replicas, always")
     placement_strategy: Literal["STRICT_PACK", "PACK"] = Field(
         "STRICT_PACK", description="of a replica's shards; PACK lets them spread over nodes"
     )
     num_cpus_per_shard: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for a shard")
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="only nodes with these Ray labels, such as ray.io/accelerator-type: H100"
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="how long a stopping replica lets its requests finish")
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscaling.max_replicas if self.autoscaling is not None else self.num_replicas
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> ModelConfig:
+        scaling = self.autoscaling
+        if scaling is not None and not max(1, scaling.min_replicas) <= self.num_replicas <= scaling.max_replicas:
+            raise ValueError(
+                f"num_replicas is {self.num_replicas}, but autoscaling starts with {max(1, scaling.min_replicas)} to "
+                f"{scaling.max_replicas} replicas"
+            )
+        return self
 
 
 class ServerConfig(Settings):

@@ -164,7 +164,7 @@ class _Launch:
 
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         # "local" is a new cluster whatever a crashed one left in /tmp/ray. CPUs are only counted, so count enough of them.
-        asked = sum(m.num_replicas * m.engine.tp_size * m.num_cpus_per_shard for m in self._config.models)
+        asked = sum(m.most_replicas * m.engine.tp_size * m.num_cpus_per_shard for m in self._config.models)
         local = {
             "num_cpus": max(os.cpu_count() or 1, int(asked) + 1),
             "include_dashboard": False,

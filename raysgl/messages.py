@@ -146,7 +146,8 @@ class Load(msgspec.Struct, array_like=True):
     """How busy a replica is, and how fast it has been found to be.
 
     Rates are tokens per second, measured over recent steps (0 until measured). `queued_tokens` counts the prompt tokens not
-    yet computed of waiting and prefilling requests.
+    yet computed of waiting and prefilling requests. `ttft` is the average time from a request's arrival at the engine to its first
+    token, in seconds. `hot_pages` are cached and were found by a request in the last minutes.
     """
 
     running: int = 0
@@ -164,6 +165,8 @@ class Load(msgspec.Struct, array_like=True):
     generated_tokens: int = 0
     max_running: int = 0
     steps: int = 0
+    ttft: float = 0.0
+    hot_pages: int = 0
 
 
 class PagesStored(msgspec.Struct, array_like=True, tag="s"):

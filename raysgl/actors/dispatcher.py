@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from raysgl.actors.engine_link import FORGOTTEN, HELLO_EVERY_S
 from raysgl.actors.ingress_link import EngineConnection, OutputReader
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 HOMELESS_S = 120.0
 """How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
+COLD_START_S = 600.0
+"""The same for a request whose model has been scaled to zero: a node may have to be added, and an image pulled."""
 REHOME_EVERY_S = 0.5
 FLUSH_RETRY_S = 0.1
 
@@ -38,6 +40,8 @@ class Dispatcher:
         self.name, self.models, self.mirror = name, models, mirror
         self.stopping = False
         """Not ready any more, but requests that are here still get in."""
+        self.wakers: dict[str, Callable[[], None]] = {}
+        """Models that may have no replica while nobody asks, and what to call when somebody does; calls may be many."""
         self.draining = False
         self._transport = transport
         self._reader = OutputReader(transport, self._on_message)
@@ -109,7 +113,7 @@ class Dispatcher:
         return self.mirror.loads()
 
     def ready(self) -> bool:
-        return not self.stopping and all(self.available(name) for name in self.models)
+        return not self.stopping and all(self.available(name) or name in self.wakers for name in self.models)
 
     # ---------------------------------------------------------------- replicas come and go
 
@@ -166,6 +170,11 @@ class Dispatcher:
                 placed.set_result(None)
             elif decision.reason == "full":
                 placed.set_exception(QueueFull("all replicas have too many waiting requests", decision.retry_after))
+            elif model in self.wakers:
+                self._streams.setdefault(stream.request_id, set()).add(stream)
+                self._homeless.update((seq, time.monotonic()) for seq in stream.sequences)
+                self.wakers[model]()
+                placed.set_result(None)
             else:
                 placed.set_exception(Unavailable(f"no replica of {model} takes requests now"))
 
@@ -333,7 +342,7 @@ class Dispatcher:
         since, self._homeless = self._homeless, {}
         waiting = []
         for seq, lost_at in since.items():
-            if now - lost_at > HOMELESS_S:
+            if now - lost_at > (COLD_START_S if seq.stream.model.name in self.wakers else HOMELESS_S):
                 seq.stream.end(seq, Finish("error", message="its replica died and no other came up", status=503))
                 self._over(seq)
             else:
@@ -342,6 +351,8 @@ class Dispatcher:
         self._move(waiting)
         for seq in self._homeless:
             self._homeless[seq] = since[seq]
+            if (wake := self.wakers.get(seq.stream.model.name)) is not None:
+                wake()
 
 
 class _Engine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import threading
@@ -21,6 +22,7 @@ import uvloop
 from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
+from ray.serve.handle import DeploymentHandle
 
 from raysgl.actors import coordinator as coordination
 from raysgl.actors.coordinator import facts_of
@@ -47,13 +49,13 @@ CLOSE_S = 1.0
 class Ingress:
     """Serve calls this; it starts an `IngressLoop` in a thread and waits for it."""
 
-    async def __init__(self, config: AppConfig, *engines: object):
+    async def __init__(self, config: AppConfig, *engines: DeploymentHandle):
         """`engines`: the models' deployments, which Serve starts because they are bound here."""
         application = serve.get_replica_context().app_name
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ingress", daemon=True)
         self._thread.start()
-        self._inner = IngressLoop(config, application)
+        self._inner = IngressLoop(config, application, engines)
         try:
             await self._run(self._inner.start())
         except Exception as error:
@@ -80,8 +82,10 @@ class Ingress:
 class IngressLoop:
     """What happens in the ingress's own loop."""
 
-    def __init__(self, config: AppConfig, application: str):
+    def __init__(self, config: AppConfig, application: str, engines: tuple[DeploymentHandle, ...]):
         self._config = config
+        self._engines = engines
+        self._wakes: dict[str, asyncio.Task] = {}
         self._application = application
         self.name = f"ingress-{uuid.uuid4().hex[:12]}"
         self._mirror = Mirror(self.name)
@@ -99,6 +103,9 @@ class IngressLoop:
         models = [await asyncio.to_thread(load_served_model, model.engine) for model in self._config.models]
         transport = Transport(ray.util.get_node_ip_address(), keys)
         self.dispatcher = Dispatcher(transport, self.name, {model.name: model for model in models}, self._mirror)
+        for model, engine in zip(self._config.models, self._engines):
+            if model.autoscaling is not None and not model.autoscaling.min_replicas:
+                self.dispatcher.wakers[model.engine.name] = functools.partial(self._wake, model.engine.name, engine)
         self.app = create_app(self.dispatcher, server)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tell())]
@@ -118,10 +125,25 @@ class IngressLoop:
             await self.app.state.gate.drain(self._config.server.drain_timeout_s)
             await self._http.drain()
             self.dispatcher.draining = True
-        for task in [*self._tasks, *self._lifelines.values()]:
+        for task in [*self._tasks, *self._lifelines.values(), *self._wakes.values()]:
             task.cancel()
         if hasattr(self, "dispatcher"):
             self.dispatcher.close()
+
+    def _wake(self, model: str, engine: DeploymentHandle) -> None:
+        """A call that waits for a replica makes Serve's autoscaler start one. One at a time is enough."""
+
+        async def call() -> None:
+            try:
+                await engine.wake.remote()
+            except Exception as error:  # noqa: BLE001 - whatever Serve raises: who still waits calls again
+                log.warning("%s does not start: %s", model, sentence(error))
+            finally:
+                del self._wakes[model]
+
+        if model not in self._wakes:
+            log.info("%s is scaled to zero; starting a replica", model)
+            self._wakes[model] = asyncio.get_running_loop().create_task(call())
 
     # ---------------------------------------------------------------- the coordinator
 

@@ -107,6 +107,13 @@ class EngineReplica:
             log.error("no step has finished for %.0f s; the replica restarts", now - self._moved_at)
             raise RuntimeError("the engine hangs")
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For `raysgl.actors.autoscaling.TokenPolicy`."""
+        return await self._shards[0].autoscaling_stats.remote()
+
+    async def wake(self) -> None:
+        """Called while there is no replica; that this one answers is all there is to it."""
+
     async def __del__(self) -> None:
         """Serve stops this replica: nothing new comes in, what runs may finish within `drain_timeout_s`."""
         if not hasattr(self, "_shards"):

@@ -20,6 +20,7 @@ import msgspec
 import ray
 from ray.actor import ActorHandle
 
+from raysgl.actors import autoscaling
 from raysgl.actors import coordinator as coordination
 from raysgl.actors.coordinator import ReplicaFacts
 from raysgl.actors.engine_service import EngineService
@@ -29,7 +30,7 @@ from raysgl.config import EngineConfig
 from raysgl.engine.defaults import resolve_defaults
 from raysgl.engine.plan import StepPlan
 from raysgl.engine.scheduler import SchedulerConfig
-from raysgl.messages import KVEvents
+from raysgl.messages import KVEvents, Load
 from raysgl.routing import ReplicaInfo, Reply
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,10 @@ class ModelShard:
     async def vitals(self) -> tuple[int, bool]:
         """See `EngineService.vitals`."""
         return self._service.vitals() if self._service is not None else (0, True)
+
+    async def autoscaling_stats(self) -> dict[str, float]:
+        """Rank 0: see `raysgl.actors.autoscaling.stats`."""
+        return autoscaling.stats(self._service.loop.load() if self._service is not None else Load())
 
     async def stop(self) -> None:
         """Rank 0: end the loop, and with it the other ranks' following."""

@@ -17,7 +17,7 @@ path is moved to its end children first. So every node comes after all its desce
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,9 +30,10 @@ class Node:
 
     key: the run's packed token ids. pages, hashes: one for each page of the run. num_pages: from the root to its end.
     label: its key in `parent.children`: the packed first page, below the root together with the extra key.
+    hit: the period in which a request last found it (0: none has); no later than its parent's.
     """
 
-    __slots__ = ("children", "hashes", "key", "label", "locks", "num_pages", "pages", "parent")
+    __slots__ = ("children", "hashes", "hit", "key", "label", "locks", "num_pages", "pages", "parent")
 
     def __init__(
         self, parent: Node | None, label: object, key: bytearray, pages: list[int], hashes: array[int], num_pages: int
@@ -45,6 +46,7 @@ class Node:
         self.hashes = hashes
         self.num_pages = num_pages
         self.locks = 0
+        self.hit = 0
 
 
 @dataclass(slots=True)
@@ -79,6 +81,10 @@ class RadixTree:
         self._page_bytes = page_size * ID_BYTES
         self._emit = on_event
         self._lru: OrderedDict[Node, None] = OrderedDict()
+        self.period = 1
+        """Counts up from outside, every so many seconds, so that `hot_pages` knows how long ago a hit was."""
+        self._hits: Counter[int] = Counter()
+        """Period -> pages that were last hit in it."""
 
     @property
     def evictable_pages(self) -> int:
@@ -130,6 +136,23 @@ class RadixTree:
         self._touch(node)
         return Insert(node, duplicates)
 
+    def hit(self, node: Node) -> None:
+        """A request has found the prefix that ends at this node, and uses it."""
+        now = self.period
+        while node is not self.root and node.hit != now:
+            self._hits[node.hit] -= len(node.pages)
+            self._hits[now] += len(node.pages)
+            node.hit = now
+            assert node.parent is not None
+            node = node.parent
+
+    def hot_pages(self, periods: int) -> int:
+        """Pages that requests have found in the current period or the `periods` before it."""
+        oldest = max(1, self.period - periods)
+        for period in [period for period, count in self._hits.items() if period < oldest and not count]:
+            del self._hits[period]
+        return sum(self._hits[period] for period in range(oldest, self.period + 1))
+
     def lock(self, node: Node) -> None:
         """Keep the pages from the root to `node` until `unlock`. Locks count."""
         root = self.root
@@ -163,6 +186,7 @@ class RadixTree:
             keep = max(0, len(node.pages) - (num_pages - len(freed)))
             freed += node.pages[keep:]
             removed += node.hashes[keep:]
+            self._hits[node.hit] -= len(node.pages) - keep
             if keep:
                 node.num_pages -= len(node.pages) - keep
                 del node.pages[keep:], node.hashes[keep:], node.key[keep * self._page_bytes :]
@@ -181,6 +205,7 @@ class RadixTree:
         for node in self._lru:
             node.parent = None
         self._lru.clear()
+        self._hits.clear()
         self.root.children.clear()
         self.total_pages = 0
         if self._emit:
@@ -221,6 +246,10 @@ class RadixTree:
             total += len(node.pages)
             locked += len(node.pages) if node.locks else 0
         assert (total, locked) == (self.total_pages, self.locked_pages)
+        hits: Counter[int] = Counter()
+        for node in self.nodes():
+            hits[node.hit] += len(node.pages)
+        assert all(self._hits[period] == hits[period] for period in {*hits, *self._hits} if period)
         done: set[Node] = set()
         for node in self._lru:
             assert done.issuperset(node.children.values()), "a node is older than one of its children"
@@ -279,7 +308,7 @@ class RadixTree:
         assert parent is not None
         cut = count * self._page_bytes
         upper = Node(parent, node.label, node.key[:cut], node.pages[:count], node.hashes[:count], parent.num_pages + count)
-        upper.locks = node.locks
+        upper.locks, upper.hit = node.locks, node.hit
         parent.children[node.label] = upper
         del node.key[:cut], node.pages[:count], node.hashes[:count]
         node.label = bytes(node.key[: self._page_bytes])

@@ -28,6 +28,8 @@ POLL_S = 0.01
 """While a step runs, how often the loop looks for aborts and new requests."""
 LOOK_S = 0.0005
 """The same while the next step is still to be planned."""
+PERIOD_S = 30.0
+"""Of the radix tree's periods; with the scheduler's `HOT_PERIODS`, hot means: found in the last five minutes."""
 
 
 class EngineLoop:
@@ -60,6 +62,8 @@ class EngineLoop:
         self._events: list[KVEvent] = []
         self._stopping = threading.Event()
         self._gone: deque[str] = deque()
+        self._arrived: dict[tuple[str, int], float] = {}
+        self._next_period = time.monotonic() + PERIOD_S
         self.progress = 0
         """Counts results taken in: a loop that is not `idle` and whose counter stands still is stuck."""
 
@@ -79,6 +83,7 @@ class EngineLoop:
             prefill_rate=rates.prefill,
             decode_rate=rates.decode,
             step_seconds=rates.step_seconds,
+            ttft=rates.ttft,
         )
 
     def stop(self) -> None:
@@ -122,8 +127,11 @@ class EngineLoop:
         for message in messages:
             if isinstance(message, Submit):
                 self.scheduler.add(message)
+                self._arrived[message.ingress, message.uid] = time.monotonic()
             elif isinstance(message, Abort):
                 self.scheduler.abort(message.ingress, message.uids)
+                for uid in message.uids:
+                    self._arrived.pop((message.ingress, uid), None)
             elif isinstance(message, FlushCache) and self._answer is not None:
                 ok, text = self.scheduler.flush()
                 self._answer(message.ingress, Flushed(message.uid, ok, text))
@@ -153,6 +161,20 @@ class EngineLoop:
     def _flush_outputs(self) -> None:
         outputs = self.scheduler.outputs.take()
         if outputs:
+            self._note_first_tokens(outputs)
             self._emit(outputs)
+        if time.monotonic() > self._next_period:
+            self._next_period += PERIOD_S
+            self.scheduler.tree.period += 1
         events, self._events = self._events, []
         self._publish(events, self.load())
+
+    def _note_first_tokens(self, outputs: dict[str, list[SequenceOutput]]) -> None:
+        """Of a request with several sequences, the first one's."""
+        for ingress, news in outputs.items():
+            for output in news:
+                arrived = self._arrived.pop((ingress, output.uid), None)
+                if arrived is not None and output.token_ids:
+                    self._rates.first_token(time.monotonic() - arrived)
+        if self.idle:
+            self._arrived.clear()

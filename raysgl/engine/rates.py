@@ -17,12 +17,17 @@ class Rates:
         self.prefill = 0.0
         self.decode = 0.0
         self.step_seconds = 0.0
+        self.ttft = 0.0
         self._last = 0.0
         self._decode_seconds = 0.0
 
     def resume(self, now: float) -> None:
         """The device was idle until now."""
         self._last = now
+
+    def first_token(self, seconds: float) -> None:
+        """A request's first token came so long after the request."""
+        self.ttft = _average(self.ttft, seconds)
 
     def step(self, now: float, num_prefill: int, num_decode: int) -> None:
         """A step's result is in; `now` in seconds."""

@@ -29,6 +29,9 @@ from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
 
+HOT_PERIODS = 10
+"""A cached page is hot when a request has found it in the tree's current period or so many before; the loop counts the periods."""
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -277,6 +280,7 @@ class Scheduler:
             self.stats.cached_tokens += match.num_tokens
         if self.config.radix_cache:
             self._computing.start(seq, len(match.pages))
+        self.tree.hit(match.node)
         self.running.append(seq)
         builder.init_slot(seq)
 
@@ -390,6 +394,7 @@ class Scheduler:
         stats.free_pages = self.pool.available
         stats.cached_pages = self.tree.evictable_pages
         stats.steps = self._steps
+        stats.hot_pages = self.tree.hot_pages(HOT_PERIODS)
         return stats
 
     def check(self) -> None:

@@ -184,7 +184,8 @@ class Stream:
 
 @pytest.fixture(scope="module")
 def launch(local_ray, served_checkpoint):
-    """launch(name, {model name: {engine settings, or "num_replicas"}}, server settings) -> `App`; deleted at the module's end."""
+    """launch(name, {model name: {engine settings, or "num_replicas", or "autoscaling"}}, server settings) -> `App`; deleted at the
+    module's end."""
     from ray import serve
 
     from raysgl.actors import coordinator
@@ -197,7 +198,7 @@ def launch(local_ray, served_checkpoint):
         port = free_port()
         config = {"server": {"port": port, "drain_timeout_s": 20, **server}, "models": []}
         for model, settings in models.items():
-            replicas = settings.pop("num_replicas", 1)
+            replicas, autoscaling = settings.pop("num_replicas", 1), settings.pop("autoscaling", None)
             engine = {
                 "model_path": str(served_checkpoint),
                 "served_model_name": model,
@@ -207,7 +208,13 @@ def launch(local_ray, served_checkpoint):
                 **settings,
             }
             config["models"].append(
-                {"engine": engine, "num_replicas": replicas, "num_cpus_per_shard": 0.1, "drain_timeout_s": 20}
+                {
+                    "engine": engine,
+                    "num_replicas": replicas,
+                    "num_cpus_per_shard": 0.1,
+                    "drain_timeout_s": 20,
+                    "autoscaling": autoscaling,
+                }
             )
         names.append(name)
         serve.run(build(AppConfig.model_validate(config)), name=name, route_prefix=f"/{name}")

@@ -38,6 +38,7 @@ class Cache(RuleBasedStateMachine):
         self.log = EventLog("r", 1)
         self.tree = RadixTree(P, self.log.append)
         self.model: dict[tuple[str, tuple[int, ...]], int] = {}
+        self.hits: dict[tuple[str, tuple[int, ...]], int] = {}
         self.held = []  # (node, extra key, prefix tokens) that are locked
         self.seen: set[int] = set()
         self.sequence = 0
@@ -60,6 +61,7 @@ class Cache(RuleBasedStateMachine):
         for prefix in [prefix for prefix, page in self.model.items() if page in gone]:
             assert prefix not in locked, "a locked page was evicted"
             del self.model[prefix]
+            self.hits.pop(prefix, None)
         self.pool.free(pages)
 
     @rule(key=keys, tokens=prompts, limit=st.sampled_from([None, None, 3, 6, 9]), lock=st.booleans())
@@ -70,6 +72,12 @@ class Cache(RuleBasedStateMachine):
         if lock:
             self.tree.lock(match.node)
             self.held.append((match.node, key, tokens[: match.num_tokens]))
+            self.tree.hit(match.node)
+            self.hits.update((prefix, self.tree.period) for prefix in self.prefixes(key, tokens[: match.num_tokens]))
+
+    @rule()
+    def next_period(self):
+        self.tree.period += 1
 
     @rule(key=keys, tokens=prompts, own=st.booleans(), given=st.booleans())
     def compute_and_insert(self, key, tokens, own, given):
@@ -140,6 +148,7 @@ class Cache(RuleBasedStateMachine):
     def consistent(self):
         self.tree.check()
         assert self.tree.total_pages == len(self.model)
+        assert self.tree.hot_pages(2) == sum(period >= self.tree.period - 2 for period in self.hits.values())
         assert self.pool.available + len(self.model) == POOL
         assert len({p for _, key, tokens in self.held for p in self.prefixes(key, tokens)}) == self.tree.locked_pages
 
