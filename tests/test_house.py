@@ -112,6 +112,8 @@ def test_configuration_is_documented():
 
 def test_every_request_field_is_documented():
     from raysgl.api import native_protocol, protocol, unsupported
+    from raysgl.api.anthropic.protocol import MessagesRequest
+    from raysgl.api.responses_api.protocol import ResponsesRequest
 
     kinds = (
         protocol.ChatCompletionRequest,
@@ -121,6 +123,8 @@ def test_every_request_field_is_documented():
         protocol.DetokenizeRequest,
         protocol.AbortRequest,
         protocol.StreamOptions,
+        ResponsesRequest,
+        MessagesRequest,
         native_protocol.GenerateRequest,
         native_protocol.NativeSampling,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from raysgl.api.errors import ApiError
 from raysgl.api.generation import Generation
 from raysgl.api.sequence_text import Entry, Piece
 from raysgl.api.tokenizer import Tokenizer
@@ -29,7 +30,8 @@ def finite(logprob: float | None) -> float | None:
 
 @dataclass(slots=True)
 class Style:
-    """What the request asked of the answer's form. model: what the client called it."""
+    """What the request asked of the answer's form. model: what the client called it. source: the request of another API that
+    the chat was made from."""
 
     model: str
     logprobs: bool = False
@@ -37,6 +39,7 @@ class Style:
     echo: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
+    source: Any = None
 
 
 @dataclass(slots=True)
@@ -89,6 +92,10 @@ class Answer(ABC):
         if not self.style.include_usage:
             return DONE
         return self._head + b'],"usage":' + self.usage() + b"}\n\n" + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that has begun and cannot go on."""
+        return error.event()
 
     def collect(self, pieces: list[Piece]) -> None:
         """Keep pieces for `whole`."""

@@ -13,10 +13,14 @@ from starlette.responses import Response
 
 import raysgl
 from raysgl.api import generate, native, native_protocol, operations, protocol, responses
+from raysgl.api.anthropic import endpoints as anthropic
+from raysgl.api.anthropic import protocol as anthropic_protocol
 from raysgl.api.backend import Backend
 from raysgl.api.errors import ApiError
 from raysgl.api.http import Endpoint, Gate, Handler, RequestIds
 from raysgl.api.metrics import Metrics
+from raysgl.api.responses_api import endpoints as responses_api
+from raysgl.api.responses_api import protocol as responses_protocol
 from raysgl.api.service import Service
 from raysgl.config import ServerConfig
 
@@ -26,6 +30,9 @@ NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configu
 REQUEST_TYPES: dict[str, tuple[type[BaseModel], ...]] = {
     "/v1/chat/completions": (protocol.ChatCompletionRequest,),
     "/v1/completions": (protocol.CompletionRequest,),
+    "/v1/responses": (responses_protocol.ResponsesRequest,),
+    "/v1/messages": (anthropic_protocol.MessagesRequest,),
+    "/v1/messages/count_tokens": (anthropic_protocol.CountTokensRequest,),
     "/generate": (native_protocol.GenerateRequest,),
     "/tokenize": (protocol.TokenizeRequest, protocol.TokenizeChatRequest),
     "/detokenize": (protocol.DetokenizeRequest,),
@@ -68,6 +75,9 @@ def _add_posts(app: FastAPI, service: Service) -> None:
 
     post("/v1/chat/completions", generate.chat_completions(service), responses.ChatCompletion)
     post("/v1/completions", generate.completions(service), responses.Completion)
+    post("/v1/responses", responses_api.create_response(service), responses.Response)
+    post("/v1/messages", anthropic.messages(service), responses.Message)
+    post("/v1/messages/count_tokens", anthropic.count_tokens(service), responses.InputTokens)
     post("/generate", native.generate(service), responses.Generated | list[responses.Generated])
     post("/generate", native.generate(service), responses.Generated, hidden=True, methods=("PUT",))
     for prefix in ("", "/v1"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import orjson
 
@@ -30,10 +32,26 @@ class ApiError(Exception):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return orjson.dumps({"error": error})
 
+    def event(self) -> bytes:
+        """The end of a stream that has begun and cannot go on."""
+        return b"data: " + self.body() + b"\n\ndata: [DONE]\n\n"
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         if self.retry_after is None:
             return []
         return [(b"retry-after", str(max(1, math.ceil(self.retry_after))).encode())]
+
+
+@contextmanager
+def renaming(names: dict[str, str]) -> Iterator[None]:
+    """An ApiError raised inside that names one of these fields calls it by its other name."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param in names:
+            error.message = error.message.replace(error.param, names[error.param], 1)
+            error.param = names[error.param]
+        raise
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:

@@ -47,12 +47,12 @@ STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
 
 def chat_completions(service: Service) -> Handler:
     """The handler of POST /v1/chat/completions."""
-    return _handler(service, prepare_chat, ChatAnswer)
+    return handler(service, prepare_chat, ChatAnswer)
 
 
 def completions(service: Service) -> Handler:
     """The handler of POST /v1/completions."""
-    return _handler(service, prepare_completion, CompletionAnswer)
+    return handler(service, prepare_completion, CompletionAnswer)
 
 
 async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
@@ -110,11 +110,13 @@ def _job(request: GenerationRequest, model: ServedModel, prompts: list[Prompt], 
     )
 
 
-def _handler(
+def handler(
     service: Service,
     prepare: Callable[[Service, dict[str, Any]], Awaitable[Prepared]],
     answer_type: type[Answer],
 ) -> Handler:
+    """A handler of requests that generate: `prepare` makes the job, `answer_type` what goes back."""
+
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
         arrived_at = time.perf_counter()
         with service.gate.enter():
@@ -125,6 +127,7 @@ def _handler(
                 job = _job(request, model, prompts, request.rid or reply.request_id, arrived_at)
                 async with Generation(service.backend, job, service.metrics.of(model.name)) as generation:
                     answer = answer_type(style, generation)
+                    reply.error_in_stream = answer.failed
                     await (send_stream if request.stream else send_whole)(generation, answer, reply)
 
     return handle

@@ -148,6 +148,9 @@ class Reply:
         self._send = send
         self.request_id = request_id
         self.begun = False
+        self.error_body: Callable[[ApiError], bytes] = ApiError.body
+        """Endpoints of another API than OpenAI's have another shape of errors."""
+        self.error_in_stream: Callable[[ApiError], bytes] = ApiError.event
 
     def name(self, request_id: str | None) -> None:
         """The request brought an id of its own; the header says it where it can."""
@@ -169,11 +172,11 @@ class Reply:
     async def error(self, error: ApiError) -> None:
         """An error status; inside a stream, an error event and the end."""
         if self.begun:
-            await self.write(b"data: " + error.body() + b"\n\ndata: [DONE]\n\n", more=False)
+            await self.write(self.error_in_stream(error), more=False)
             return
         # The rest of a body that was too large is not read, so the connection is of no further use.
         close = [(b"connection", b"close")] if error.status == 413 else []
-        await self.whole(error.body(), error.status, extra=(*error.headers(), *close))
+        await self.whole(self.error_body(error), error.status, extra=(*error.headers(), *close))
 
 
 Handler = Callable[[Headers, Receive, Reply], Awaitable[None]]

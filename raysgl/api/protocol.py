@@ -170,18 +170,27 @@ def validate(kind: type[T], data: dict[str, Any]) -> T:
         raise _explain(error) from None
 
 
-def _explain(error: ValidationError) -> ApiError:
+def validate_at(kind: type[T], data: Any, where: str) -> T:
+    """A part of a request, else ApiError 400 that names the field at fault with the part's place before it."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def _explain(error: ValidationError, place: str = "") -> ApiError:
     """The deepest of pydantic's complaints, in our words: of a union's members it is the one that fitted best."""
     problems = error.errors(include_url=False, include_context=False)
     first = field_path(problems[0]["loc"])
     top = first.split(".")[0]
     problem = max((p for p in problems if field_path(p["loc"]).split(".")[0] == top), key=lambda p: len(p["loc"]))
-    where, kind = field_path(problem["loc"]), problem["type"]
+    where, kind = ".".join(filter(None, (place, field_path(problem["loc"])))), problem["type"]
     if kind == "extra_forbidden":
         return bad_request(f"Unknown field: {where}", where, "unknown_parameter")
     if kind == "missing":
         return bad_request(f"{where} is required, but missing", where, "missing_required_parameter")
-    rules = dict.fromkeys(_rule(p["msg"]) for p in problems if field_path(p["loc"]) == where)
+    same = [p for p in problems if field_path(p["loc"]) == field_path(problem["loc"])]
+    rules = dict.fromkeys(_rule(p["msg"]) for p in same)
     shown = repr(problem["input"])
     shown = shown if len(shown) <= 100 else shown[:100] + "..."
     return bad_request(f"{where} is {shown}, but must be {' or '.join(rules)}", where)

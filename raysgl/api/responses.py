@@ -144,6 +144,43 @@ class AbortResponse(BaseModel):
     aborted: int
 
 
+class InputTokens(BaseModel):
+    input_tokens: int
+
+
+class MessageUsage(InputTokens):
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class Message(BaseModel):
+    """Anthropic's."""
+
+    id: str
+    type: str
+    role: str
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class Response(BaseModel):
+    """Of the Responses API. Members that repeat the request are not listed."""
+
+    id: str
+    object: str
+    created_at: int
+    status: str
+    error: dict[str, Any] | None
+    incomplete_details: dict[str, str] | None
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
+
+
 class ErrorInfo(BaseModel):
     message: str
     type: str

@@ -1,0 +1,50 @@
+"""The handlers of POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from raysgl.api.anthropic.answer import MessagesAnswer, error_body
+from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
+from raysgl.api.anthropic.to_chat import RENAMED, to_chat
+from raysgl.api.errors import renaming
+from raysgl.api.generate import Prepared, handler, prepare_chat
+from raysgl.api.http import Handler, Reply, read_body
+from raysgl.api.protocol import parse_json, validate
+from raysgl.api.service import Service
+
+
+def messages(service: Service) -> Handler:
+    """The handler of POST /v1/messages."""
+    return _shaped(handler(service, _prepare, MessagesAnswer))
+
+
+def count_tokens(service: Service) -> Handler:
+    """The handler of POST /v1/messages/count_tokens."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        request = validate(CountTokensRequest, data)
+        with renaming(RENAMED):
+            _, _, prompts, _ = await prepare_chat(service, to_chat(request, service.model(request.model)))
+        await reply.whole(orjson.dumps({"input_tokens": len(prompts[0].input_ids)}))
+
+    return _shaped(handle)
+
+
+async def _prepare(service: Service, data: dict[str, Any]) -> Prepared:
+    request = validate(MessagesRequest, data)
+    with renaming(RENAMED):
+        return await prepare_chat(service, to_chat(request, service.model(request.model)))
+
+
+def _shaped(inner: Handler) -> Handler:
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        reply.error_body = error_body
+        await inner(headers, receive, reply)
+
+    return handle
