@@ -13,19 +13,15 @@ from typing import Any
 
 import orjson
 
+from raysgl.api import extras
 from raysgl.api.errors import ApiError
-from raysgl.api.generation import Generation
+from raysgl.api.extras import Extras
+from raysgl.api.generation import Generation, Prompt
 from raysgl.api.sequence_text import Entry, Piece
 from raysgl.api.tokenizer import Tokenizer
 from raysgl.messages import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
-LOWEST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON has not (OpenAI's choice)."""
-
-
-def finite(logprob: float | None) -> float | None:
-    return None if logprob is None else max(logprob, LOWEST_LOGPROB)
 
 
 @dataclass(slots=True)
@@ -40,6 +36,7 @@ class Style:
     include_usage: bool = False
     continuous_usage: bool = False
     source: Any = None
+    extras: Extras = field(default_factory=Extras)
 
 
 @dataclass(slots=True)
@@ -50,11 +47,15 @@ class Collected:
     entries: list[Entry] = field(default_factory=list)
     finish_reason: str | None = None
     matched_stop: int | str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    last: Piece | None = None
 
     def add(self, piece: Piece) -> None:
         self.text.append(piece.text)
         self.entries += piece.entries
         self.finish_reason, self.matched_stop = piece.finish_reason, piece.matched_stop
+        self.token_ids += piece.token_ids
+        self.last = piece
 
 
 class Answer(ABC):
@@ -62,6 +63,10 @@ class Answer(ABC):
 
     object: str
     chunk_object: str
+    nothing_new: bytes
+    """A chunk's choice behind its index, where there is nothing to show."""
+    prompt_beside_choices: bool
+    """Whether what is said of the one prompt stands beside the choices, not in them."""
 
     def __init__(self, style: Style, generation: Generation):
         self.style = style
@@ -91,7 +96,18 @@ class Answer(ABC):
         """The end of a stream."""
         if not self.style.include_usage:
             return DONE
-        return self._head + b'],"usage":' + self.usage() + b"}\n\n" + DONE
+        more = b""
+        if self.style.extras.cached_tokens_details:
+            more = b',"sglext":' + orjson.dumps(extras.cached_tokens_details(self.generation))
+        return self._head + b'],"usage":' + self.usage() + more + b"}\n\n" + DONE
+
+    def choice_head(self, index: int) -> bytes:
+        """How each chunk of a choice begins."""
+        return self._head + b'{"index":%d' % index
+
+    def prompt_of(self, index: int) -> Prompt:
+        """The prompt of a choice."""
+        return self.generation.job.prompts[index // self.generation.n]
 
     def failed(self, error: ApiError) -> bytes:
         """The end of a stream that has begun and cannot go on."""
@@ -110,10 +126,14 @@ class Answer(ABC):
                 "object": self.object,
                 "created": self.created,
                 "model": self.style.model,
-                "choices": [self.choice(index, self._collected[index]) for index in sorted(self._collected)],
+                "choices": [
+                    self.choice(index, said) | extras.of_choice(self, index, said.token_ids, said.last)
+                    for index, said in sorted(self._collected.items())
+                ],
                 "usage": orjson.Fragment(self.usage()),
                 "metadata": {"weight_version": "default"},
             }
+            | extras.of_answer(self)
         )
 
     def usage(self) -> bytes:

@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 
-from raysgl.api.answers import Answer, Collected, finite
+from raysgl.api.answers import Answer, Collected
+from raysgl.api.extras import finite
 from raysgl.api.sequence_text import Entry, Piece
 
 _ROLE = b',"delta":{"role":"assistant","content":"","reasoning_content":null},"logprobs":null,"finish_reason":null,"matched_stop":null}'
@@ -20,12 +21,14 @@ _MATCHED = b',"matched_stop":'
 class ChatAnswer(Answer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    nothing_new = _CONTENT + b'""' + _LOGPROBS + b"null" + _GO_ON
+    prompt_beside_choices = True
 
     def chunks(self, pieces: list[Piece]) -> bytes:
         out: list[bytes] = []
         tail = self.tail()
         for piece in pieces:
-            head = self._head + b'{"index":%d' % piece.index
+            head = self.choice_head(piece.index)
             if piece.index not in self._started:
                 self._started.add(piece.index)
                 out += (head, _ROLE, tail)

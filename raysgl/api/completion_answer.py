@@ -6,8 +6,9 @@ from typing import Any
 
 import orjson
 
-from raysgl.api.answers import Answer, Collected, finite
+from raysgl.api.answers import Answer, Collected
 from raysgl.api.detokenizer import detokenizer
+from raysgl.api.extras import finite
 from raysgl.api.sequence_text import Entry, Piece
 
 _TEXT = b',"text":'
@@ -19,12 +20,14 @@ _GO_ON = b',"finish_reason":null,"matched_stop":null}'
 
 class CompletionAnswer(Answer):
     object = chunk_object = "text_completion"
+    nothing_new = _TEXT + b'""' + _LOGPROBS + b"null" + _GO_ON
+    prompt_beside_choices = False
 
     def chunks(self, pieces: list[Piece]) -> bytes:
         out: list[bytes] = []
         tail = self.tail()
         for piece in pieces:
-            head = self._head + b'{"index":%d' % piece.index
+            head = self.choice_head(piece.index)
             text, logprobs = piece.text, b"null"
             if self.style.echo and piece.index not in self._started:
                 self._started.add(piece.index)
@@ -51,7 +54,7 @@ class CompletionAnswer(Answer):
         }
 
     def _prompt_text(self, index: int) -> str:
-        return self.generation.job.prompts[index // self.generation.n].text
+        return self.prompt_of(index).text
 
     def _logprobs(self, index: int, entries: list[Entry], with_prompt: bool = False) -> dict[str, Any]:
         """Parallel lists, one entry a token. text_offset counts characters of the choice's text, echo included."""

@@ -13,6 +13,7 @@ from raysgl.api.answers import Answer, Style
 from raysgl.api.chat_answer import ChatAnswer
 from raysgl.api.completion_answer import CompletionAnswer
 from raysgl.api.errors import bad_request
+from raysgl.api.extras import Extras, WithTokenIds
 from raysgl.api.generation import Generation, Job, Prompt
 from raysgl.api.http import Handler, Reply, read_body, until_disconnect
 from raysgl.api.prompts import as_list, check_ids, encode, render_chat
@@ -21,7 +22,9 @@ from raysgl.api.sampling_request import fit, sampling_params
 from raysgl.api.sequence_text import Piece
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
+from raysgl.api.stream_interval import Gatherer
 from raysgl.api.unsupported import refuse_parts
+from raysgl.sampling.params import SamplingParams
 
 
 class AnswerShape(Protocol):
@@ -59,10 +62,20 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
     """Everything about a chat that can be known before an engine sees it. ApiError."""
     refuse_parts(data.get("messages"))
     request = validate(ChatCompletionRequest, data)
+    if request.messages and request.input_ids is not None:
+        raise bad_request("messages and input_ids exclude each other", "input_ids")
+    if not request.messages and request.input_ids is None:
+        raise bad_request("messages is required, but missing", "messages", "missing_required_parameter")
     model = service.model(request.model)
     params = sampling_params(request, model)
-    text = await render_chat(service, request, data["messages"], model)
-    ids = await encode(text, model, "messages", add_special_tokens=False)
+    cut = request.truncate_prompt_tokens
+    if request.input_ids is None:
+        text = await render_chat(service, request, data["messages"], model)
+        ids = await encode(text, model, "messages", bool(request.add_special_tokens), check_length=cut is None)
+    else:
+        (ids,) = as_list(request.input_ids, "input_ids", texts=False, ids=True, several=False)
+        check_ids(ids, model, "input_ids")
+    ids = truncated(ids, cut, params, model)
     prompt = Prompt(ids, fit(params, len(ids), model, request))
     return request, model, [prompt], _style(request, model, bool(request.logprobs), request.top_logprobs)
 
@@ -72,29 +85,57 @@ async def prepare_completion(service: Service, data: dict[str, Any]) -> Prepared
     request = validate(CompletionRequest, data)
     model = service.model(request.model)
     params = sampling_params(request, model)
-    prompts = []
+    prompts, cut = [], request.truncate_prompt_tokens
     for item in as_list(request.prompt, "prompt", texts=True, ids=True):
         if isinstance(item, str):
-            ids, text = await encode(item, model, "prompt", add_special_tokens=True), item
+            special = request.add_special_tokens is not False
+            ids, text = await encode(item, model, "prompt", special, check_length=cut is None), item
         else:
             check_ids(item, model, "prompt")
-            ids, text = item, model.tokenizer.decode(item, params.skip_special_tokens) if request.echo else ""
+            ids, text = item, None
+        kept = truncated(ids, cut, params, model)
+        if request.echo and (text is None or len(kept) < len(ids)):
+            text = model.tokenizer.decode(kept, params.skip_special_tokens)
+        ids, text = kept, text or ""
         prompts.append(Prompt(ids, fit(params, len(ids), model, request), text))
     style = _style(request, model, request.logprobs is not None, request.logprobs)
     style.echo = bool(request.echo)
     return request, model, prompts, style
 
 
+def truncated(ids: list[int], count: int | None, params: SamplingParams, model: ServedModel) -> list[int]:
+    """The last `count` tokens of a prompt; -1: as many as leave room for the answer. ApiError 400 for other counts."""
+    if count is None:
+        return ids
+    if count == -1:
+        limit, _ = model.token_limit()
+        count = max(1, limit - max(1, params.max_new_tokens or 1))
+    if count < 1:
+        raise bad_request(f"truncate_prompt_tokens is {count}, but must be -1 or at least 1", "truncate_prompt_tokens")
+    return ids[-count:]
+
+
 def _style(request: GenerationRequest, model: ServedModel, logprobs: bool, top_logprobs: int | None) -> Style:
     options = request.stream_options
     if options is not None and not request.stream:
         raise bad_request("stream_options needs stream to be true", "stream_options")
+    if request.stream:
+        for name in ("prompt_logprobs", "return_meta_info", "return_prompt_token_ids"):
+            if getattr(request, name) not in (None, False):
+                raise bad_request(f"{name} needs stream to be false", name)
     return Style(
         request.model or model.name,
         logprobs,
         top_logprobs or 0,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
+        extras=Extras(
+            token_ids=bool(request.return_token_ids),
+            prompt_token_ids=bool(request.return_prompt_token_ids),
+            prompt_logprobs=request.prompt_logprobs,
+            meta_info=bool(request.return_meta_info),
+            cached_tokens_details=bool(request.return_cached_tokens_details),
+        ),
     )
 
 
@@ -128,7 +169,12 @@ def handler(
                 async with Generation(service.backend, job, service.metrics.of(model.name)) as generation:
                     answer = answer_type(style, generation)
                     reply.error_in_stream = answer.failed
-                    await (send_stream if request.stream else send_whole)(generation, answer, reply)
+                    if not request.stream:
+                        await send_whole(generation, answer, reply)
+                        return
+                    shape = WithTokenIds(answer) if style.extras.token_ids else answer
+                    interval = request.stream_interval or service.settings.stream_interval
+                    await send_stream(generation, shape, reply, interval)
 
     return handle
 
@@ -139,12 +185,14 @@ async def send_whole(generation: Generation, answer: AnswerShape, reply: Reply) 
     await reply.whole(answer.whole())
 
 
-async def send_stream(generation: Generation, answer: AnswerShape, reply: Reply) -> None:
-    """The first output is awaited before the status goes out, so that what the engine refuses has its own status."""
+async def send_stream(generation: Generation, answer: AnswerShape, reply: Reply, interval: int) -> None:
+    """The first output is awaited before the status goes out, so that what the engine refuses has its own status. interval: see
+    `Gatherer`."""
+    gatherer = Gatherer(interval)
     pieces = await generation.next()
     await reply.begin(200, b"text/event-stream; charset=utf-8", STREAM_HEADERS)
     while True:
-        chunks = answer.chunks(pieces)
+        chunks = answer.chunks(gatherer.push(pieces))
         if not generation.open:
             await reply.write(chunks + answer.last_chunks(), more=False)
             return

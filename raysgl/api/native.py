@@ -6,11 +6,10 @@ import random
 import time
 from typing import Any
 
-import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from raysgl.api.errors import ApiError, bad_request
+from raysgl.api.errors import bad_request
 from raysgl.api.generate import send_stream, send_whole
 from raysgl.api.generation import Generation, Job, Prompt
 from raysgl.api.http import Handler, Reply, read_body, until_disconnect
@@ -18,9 +17,17 @@ from raysgl.api.native_answer import NativeAnswer, NativeStyle
 from raysgl.api.native_protocol import GenerateRequest, Items, NativeSampling, native_sampling
 from raysgl.api.prompts import as_list, check_ids, encode
 from raysgl.api.protocol import parse_json, validate
-from raysgl.api.sampling_request import logit_bias, resolve_length, stop_strings, verified
+from raysgl.api.sampling_request import (
+    allowed_token_ids,
+    bad_words,
+    logit_bias,
+    resolve_length,
+    stop_strings,
+    verified,
+)
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
+from raysgl.api.stop_regex import stop_patterns
 from raysgl.sampling.params import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -59,27 +66,13 @@ def generate(service: Service) -> Handler:
                 reply.name(job.request_id)
                 async with Generation(service.backend, job, service.metrics.of(job.model.name)) as generation:
                     answer = NativeAnswer(style, generation)
-                    if not request.stream:
+                    reply.error_in_stream = answer.failed
+                    if request.stream:
+                        await send_stream(generation, answer, reply, style.interval)
+                    else:
                         await send_whole(generation, answer, reply)
-                        return
-                    try:
-                        await send_stream(generation, answer, reply)
-                    except ApiError as error:
-                        if not reply.begun:
-                            raise
-                        await reply.write(_error_event(error), more=False)
 
     return handle
-
-
-def _error_event(error: ApiError) -> bytes:
-    shown = {
-        "message": error.message,
-        "type": error.type,
-        "code": error.status,
-        "retryable": error.status in (429, 503),
-    }
-    return b"data: " + orjson.dumps({"error": shown}) + b"\n\ndata: [DONE]\n\n"
 
 
 async def prepare(
@@ -97,9 +90,10 @@ async def prepare(
     single = inputs is not value
     items = Items(request, None if single else len(inputs))
     ids = _request_ids(request, items, len(inputs), single, request_id)
-    prompts = []
+    prompts, interval = [], service.settings.stream_interval
     for i, item in enumerate(inputs):
         sampling = native_sampling(items.of("sampling_params", i, {}))
+        interval = sampling.stream_interval or interval
         params = _sampling_params(sampling, items, i, model)
         if isinstance(item, str):
             tokens = await encode(item, model, name, add_special_tokens=True)
@@ -121,6 +115,7 @@ async def prepare(
         single=single and prompts[0].sampling.n == 1,
         logprob_text=bool(request.return_text_in_logprobs),
         prompt_ids=bool(request.return_prompt_token_ids),
+        interval=interval,
         incremental=service.settings.incremental_streaming_output if incremental is None else incremental,
     )
     job_id = ids[0] if single else request.rid if isinstance(request.rid, str) else request_id
@@ -147,6 +142,9 @@ def _sampling_params(sampling: NativeSampling, items: Items, index: int, model: 
     settings["max_new_tokens"] = sampling.max_new_tokens
     settings["seed"] = random.getrandbits(63) if seed is None else seed
     settings["stop"] = stop_strings(sampling.stop)
+    settings["stop_regex"] = stop_patterns(sampling.stop_regex)
+    settings["allowed_token_ids"] = allowed_token_ids(sampling.allowed_token_ids, model, sampling.min_new_tokens)
+    settings["bad_words"] = bad_words(sampling.bad_words, model)
     settings["stop_token_ids"] = tuple(sampling.stop_token_ids or ())
     settings["logit_bias"] = logit_bias(sampling.logit_bias)
     if items.of("return_logprob", index, False):

@@ -5,13 +5,14 @@ A stream's events are these objects with all that is known so far, or, `incremen
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from raysgl.api.answers import DONE, finite
+from raysgl.api.answers import DONE
+from raysgl.api.errors import ApiError
+from raysgl.api.extras import finite, meta_info
 from raysgl.api.generation import Generation
 from raysgl.api.sequence_text import Piece
 from raysgl.messages import TokenLogprob
@@ -27,6 +28,7 @@ class NativeStyle:
     logprob_text: bool = False
     prompt_ids: bool = False
     incremental: bool = False
+    interval: int = 1
 
 
 @dataclass(slots=True)
@@ -61,6 +63,12 @@ class NativeAnswer:
     def last_chunks(self) -> bytes:
         return DONE
 
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that has begun and cannot go on."""
+        retryable = error.status in (429, 503)
+        shown = {"message": error.message, "type": error.type, "code": error.status, "retryable": retryable}
+        return b"data: " + orjson.dumps({"error": shown}) + b"\n\n" + DONE
+
     def collect(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             self._said.setdefault(piece.index, _Said()).add(piece)
@@ -85,37 +93,11 @@ class NativeAnswer:
         return event | {"prompt_token_ids": prompt.input_ids} if self._style.prompt_ids else event
 
     def _meta_info(self, index: int, said: _Said) -> dict[str, Any]:
-        generation, last = self._generation, said.last
-        number = index // generation.n
-        prompt = generation.job.prompts[number]
-        info = {
-            "id": prompt.request_id,
-            "finish_reason": self._finish_reason(index, last),
-            "prompt_tokens": len(prompt.input_ids),
-            "weight_version": "default",
-            "num_retractions": last.retractions,
-            "completion_tokens": generation.num_tokens(index),
-            "reasoning_tokens": 0,
-            "cached_tokens": generation.cached_tokens(number),
-        }
-        if prompt.sampling.logprobs:
+        number = index // self._generation.n
+        info = meta_info(self._generation, index, said.last)
+        if self._generation.job.prompts[number].sampling.logprobs:
             info |= self._logprobs(number, said)
-        if last.finish_reason is not None:
-            info["e2e_latency"] = time.perf_counter() - generation.job.arrived_at
-        info["response_sent_to_client_ts"] = time.time()
         return info
-
-    def _finish_reason(self, index: int, last: Piece) -> dict[str, Any] | None:
-        if last.finish_reason is None:
-            return None
-        reason: dict[str, Any] = {"type": last.finish_reason}
-        if last.finish_reason == "stop":
-            reason["matched"] = last.matched_stop
-        elif last.finish_reason == "length":
-            reason["length"] = self._generation.num_tokens(index)
-        else:
-            reason |= {"message": last.message, "status_code": None, "err_type": None}
-        return reason
 
     # ---------------------------------------------------------------- log probabilities
 

@@ -29,6 +29,10 @@ class NativeSampling(BaseModel):
     n: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    stream_interval: int | None = Field(None, ge=1, description="tokens in an event of a stream")
     ignore_eos: bool | None = None
     no_stop_trim: bool | None = Field(None, description="keep the stop string or token in the text")
     skip_special_tokens: bool | None = None

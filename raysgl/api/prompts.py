@@ -83,7 +83,7 @@ async def encode(text: str, model: ServedModel, param: str, add_special_tokens: 
     return ids
 
 
-def as_list(value: Any, param: str, *, texts: bool, ids: bool) -> list[str] | list[list[int]]:
+def as_list(value: Any, param: str, *, texts: bool, ids: bool, several: bool = True) -> list[str] | list[list[int]]:
     """A text or texts, or token ids or lists of them, as a list. ApiError 400 for anything else, and for an empty list."""
     if texts and isinstance(value, str):
         return [value]
@@ -92,9 +92,11 @@ def as_list(value: Any, param: str, *, texts: bool, ids: bool) -> list[str] | li
             return value
         if ids and _is_ids(value):
             return [value]
-        if ids and all(isinstance(item, list) and _is_ids(item) for item in value):
+        if several and ids and all(isinstance(item, list) and _is_ids(item) for item in value):
             return value
-    kinds = ["a string, a list of strings"] * texts + ["a list of token ids, a list of lists of token ids"] * ids
+    kinds = ["a string, a list of strings"] * texts + (
+        ["a list of token ids"] + ["a list of lists of token ids"] * several
+    ) * ids
     raise bad_request(f"{param} must be {', '.join(kinds)}; none of them empty", param)
 
 

@@ -56,11 +56,23 @@ class GenerationRequest(Request):
     min_tokens: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = Field(None, description="the answer ends before what matches")
+    allowed_token_ids: list[int] | None = Field(None, description="no other tokens are sampled")
+    bad_words: list[str] | None = Field(None, description="texts that are not said")
     ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = Field(None, description="another name of no_stop_trim")
     no_stop_trim: bool | None = Field(None, description="keep the stop string or token in the text")
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = Field(None, ge=1, description="tokens in a chunk; default: the server's setting")
+    add_special_tokens: bool | None = Field(None, description="default: true for texts, false for messages")
+    truncate_prompt_tokens: int | None = Field(None, description="keep so many of the prompt's last tokens; -1: what fits")
+    prompt_logprobs: int | None = Field(None, description="alternatives for each prompt token")
+    return_token_ids: bool | None = Field(None, description="choices have token_ids, and there are prompt_token_ids")
+    return_prompt_token_ids: bool | None = None
+    return_meta_info: bool | None = Field(None, description="choices have meta_info, as /generate's")
+    return_cached_tokens_details: bool | None = None
 
     rid: str | None = Field(
         None, min_length=1, max_length=256, description="id of the request; default: X-Request-Id, or random"
@@ -111,6 +123,8 @@ class ChatInput(Request):
 
 
 class ChatCompletionRequest(ChatInput, GenerationRequest):
+    messages: list[ChatMessage] = Field([], min_length=1, description="or input_ids")
+    input_ids: Annotated[Any, WithJsonSchema(_IDS[0])] = Field(None, description="the prompt's token ids, instead of messages")
     max_completion_tokens: int | None = Field(
         None, description="instead of max_tokens; without either, the rest of the context"
     )

@@ -11,6 +11,7 @@ import msgspec
 from raysgl.api.errors import bad_request
 from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from raysgl.api.served_model import ServedModel
+from raysgl.api.stop_regex import stop_patterns
 from raysgl.api.stop_strings import MAX_STOP_LENGTH
 from raysgl.sampling.params import InvalidParameter, SamplingParams
 
@@ -42,7 +43,12 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: S
     settings["seed"] = random.getrandbits(63) if request.seed is None else request.seed
     settings["stop"] = stop_strings(request.stop)
     settings["stop_token_ids"] = tuple(request.stop_token_ids or ())
+    settings["stop_regex"] = stop_patterns(request.stop_regex)
+    if request.include_stop_str_in_output:
+        settings["no_stop_trim"] = True
     settings["logit_bias"] = logit_bias(request.logit_bias)
+    settings["allowed_token_ids"] = allowed_token_ids(request.allowed_token_ids, model, request.min_tokens)
+    settings["bad_words"] = bad_words(request.bad_words, model)
     if isinstance(request, ChatCompletionRequest):
         if request.max_completion_tokens is not None:
             settings["max_new_tokens"] = request.max_completion_tokens
@@ -55,6 +61,8 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: S
         settings["top_logprobs"] = request.logprobs or 0
         if request.echo:
             settings["prompt_logprobs"] = request.logprobs
+    if request.prompt_logprobs is not None:
+        settings["prompt_logprobs"] = max(request.prompt_logprobs, settings.get("prompt_logprobs") or 0)
     return verified(settings, model, lambda field: field_name(field, request))
 
 
@@ -118,7 +126,7 @@ def field_name(field: str, request: GenerationRequest) -> str:
     chat = isinstance(request, ChatCompletionRequest)
     if field == "max_new_tokens":
         return "max_completion_tokens" if chat and request.max_completion_tokens is not None else "max_tokens"
-    if field in ("prompt_logprobs", "top_logprobs") and not chat:
+    if field == "top_logprobs" and not chat:
         return "logprobs"
     return "min_tokens" if field == "min_new_tokens" else field
 
@@ -128,6 +136,30 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     if any(len(text) > MAX_STOP_LENGTH for text in stops):
         raise bad_request(f"stop must have strings of at most {MAX_STOP_LENGTH} characters", "stop")
     return stops
+
+
+def allowed_token_ids(ids: list[int] | None, model: ServedModel, min_new_tokens: int | None) -> tuple[int, ...]:
+    """ApiError 400 for a list that leaves nothing to sample."""
+    if ids is not None and not ids:
+        raise bad_request("allowed_token_ids must not be empty", "allowed_token_ids")
+    if ids and min_new_tokens and set(ids) <= set(model.eos_token_ids):
+        raise bad_request(
+            "allowed_token_ids has only tokens that end the answer, which needs others first", "allowed_token_ids"
+        )
+    return tuple(dict.fromkeys(ids or ()))
+
+
+def bad_words(words: list[str] | None, model: ServedModel) -> tuple[tuple[int, ...], ...]:
+    """The words' tokens at the beginning of a text and behind a space. ApiError 400."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words or ():
+        if not word.strip() or len(word) > MAX_STOP_LENGTH:
+            raise bad_request(f"bad_words must have words of 1 to {MAX_STOP_LENGTH} characters", "bad_words")
+        for spelling in (word, " " + word.lstrip()):
+            ids = tuple(model.tokenizer.encode(spelling, add_special_tokens=False))
+            if ids:
+                found[ids] = None
+    return tuple(found)
 
 
 def logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raysgl.api.detokenizer import detokenizer
-from raysgl.api.stop_strings import StopMatcher
+from raysgl.api.stop_regex import matcher_of
 from raysgl.api.tokenizer import Tokenizer
 from raysgl.messages import SequenceOutput, TokenLogprob
 from raysgl.sampling.params import SamplingParams
@@ -54,7 +54,7 @@ class SequenceText:
         self.num_tokens = 0
         self.done = self.stopped = False
         self._detokenizer = detokenizer(tokenizer, sampling.skip_special_tokens)
-        self._matcher = StopMatcher(sampling.stop, sampling.no_stop_trim) if sampling.stop else None
+        self._matcher = matcher_of(sampling)
         self._sampling = sampling
         self._decoded = 0  # characters of text known, held back or not
         self._released = 0
@@ -101,6 +101,8 @@ class SequenceText:
             if self._matcher.matched is not None:
                 return self._end(text + tail, "stop", self._matcher.matched)
             tail += self._matcher.flush()
+            if self._matcher.matched is not None:
+                return self._end(text + tail, "stop", self._matcher.matched)
         return self._end(text + tail, finish.reason, finish.matched)
 
     def _push_one(self, token: int, logprob: TokenLogprob | None) -> str:

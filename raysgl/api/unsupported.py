@@ -25,7 +25,6 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "guided_regex": NOTHING,
     "guided_choice": NOTHING,
     "guided_grammar": NOTHING,
-    "stop_regex": NOTHING,
     "best_of": (None, 1),
     "suffix": (None, ""),
     "use_beam_search": NOTHING,
@@ -42,15 +41,7 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "custom_logit_processor": NOTHING,
     "custom_params": NOTHING,
     "return_hidden_states": NOTHING,
-    "return_meta_info": NOTHING,
-    "return_token_ids": NOTHING,
-    "return_prompt_token_ids": NOTHING,
-    "prompt_logprobs": NOTHING,
     "spaces_between_special_tokens": (None, True),
-    "include_stop_str_in_output": NOTHING,
-    "allowed_token_ids": NOTHING,
-    "bad_words": NOTHING,
-    "truncate_prompt_tokens": NOTHING,
     "bootstrap_host": NOTHING,
     "bootstrap_port": NOTHING,
     "bootstrap_room": NOTHING,
@@ -68,10 +59,7 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 """name -> values that are the same as leaving it out."""
 
-INSTEAD = {
-    "include_stop_str_in_output": "no_stop_trim",
-    "return_prompt_token_ids": "POST /tokenize",
-}
+INSTEAD = {}
 
 
 def refuse_unsupported(known: Container[str], data: dict[str, Any]) -> None:

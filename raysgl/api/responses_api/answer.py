@@ -8,9 +8,10 @@ from typing import Any
 
 import orjson
 
-from raysgl.api.answers import Style, finite
+from raysgl.api.answers import Style
 from raysgl.api.block_answer import Block, BlockAnswer, Step
 from raysgl.api.errors import ApiError
+from raysgl.api.extras import finite
 from raysgl.api.generation import Generation
 from raysgl.api.responses_api.protocol import ResponsesRequest
 from raysgl.api.responses_api.to_chat import encrypt, wants_logprobs
