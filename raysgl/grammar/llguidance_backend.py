@@ -1,0 +1,145 @@
+"""JSON schemas, regular expressions and EBNF by llguidance.
+
+Chosen over xgrammar for these, measured on one core with 128256 tokens: a schema with 30 string properties compiles in 1.5 ms
+instead of 1200, its masks take 25 us instead of 38 to 80, and `((a{1,10}){1,10})...` ends with an error after 20 ms instead of masks
+of seconds. It refuses the keywords of JSON Schema that it cannot follow, where xgrammar leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import gbnf_to_lark
+from llguidance.numpy import fill_next_token_bitmask_par
+
+from raysgl.grammar.interface import GrammarError
+from raysgl.grammar.vocabulary import Vocabulary
+from raysgl.sampling.constraint import Constraint
+
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+"""Between the parts of a JSON text. Bounded: a small model likes to go on with line breaks for ever."""
+MIN_PARALLEL = 4
+"""Masks that are worth waking other threads for."""
+
+
+class LLGuidance:
+    """`Grammars.fill` and compiling, for one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, threads: int = 1):
+        self._tokenizer = _tokenizer(vocabulary)
+        self._executor = LLExecutor(threads)
+
+    def compile(self, constraint: Constraint) -> bytes:
+        """GrammarError. `load` takes the bytes."""
+        return _source(constraint).encode()
+
+    def load(self, constraint: Constraint, data: bytes) -> LLGrammar:
+        """The grammar, in this process. GrammarError"""
+        matcher = LLMatcher(self._tokenizer, data.decode(), log_level=0)
+        if matcher.is_error():
+            raise GrammarError(in_one_line(matcher.get_error()))
+        return LLGrammar(matcher, 16 * len(data) + 4096)
+
+    def fill(self, matchers: Sequence[LLPosition], bits_RW: np.ndarray) -> None:
+        if len(matchers) < MIN_PARALLEL:
+            for row, matcher in enumerate(matchers):
+                matcher.matcher.unsafe_compute_mask_ptr(bits_RW[row].ctypes.data, bits_RW.shape[1] * 4)
+        else:
+            fill_next_token_bitmask_par(self._executor, [(m.matcher, row) for row, m in enumerate(matchers)], bits_RW)
+
+
+class LLGrammar:
+    """See `interface.Grammar`. A copy of a fresh matcher takes 10 us."""
+
+    def __init__(self, fresh: LLMatcher, num_bytes: int):
+        self._fresh = fresh
+        self.num_bytes = num_bytes
+
+    def matcher(self) -> LLPosition:
+        return LLPosition(self._fresh.deep_copy())
+
+
+class LLPosition:
+    """See `interface.Matcher`."""
+
+    def __init__(self, matcher: LLMatcher):
+        self.matcher = matcher
+
+    def accept(self, token: int) -> bool:
+        return self.matcher.consume_token(token)
+
+    def ended(self) -> bool:
+        return self.matcher.is_stopped() and not self.matcher.is_error()
+
+    def error(self) -> str | None:
+        return in_one_line(self.matcher.get_error()) if self.matcher.is_error() else None
+
+
+def in_one_line(message: str) -> str:
+    """Without the state of the parser that follows."""
+    return " ".join(message.split("<state>")[0].split())[:500]
+
+
+def threads_for(cores: int | None = None) -> int:
+    """Masks of a step are computed by so many threads at most."""
+    return max(1, min(8, (cores or os.cpu_count() or 1) // 2))
+
+
+def _source(constraint: Constraint) -> str:
+    text = constraint.text
+    if constraint.kind == "json_schema":
+        return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
+    if constraint.kind == "regex":
+        return LLMatcher.grammar_from_regex(_unanchored(text))
+    if constraint.kind == "ebnf":
+        return LLMatcher.grammar_from_lark(_lark(text))
+    raise GrammarError(f"llguidance does not know {constraint.kind}; it needs grammar_backend auto or xgrammar")
+
+
+def _unanchored(pattern: str) -> str:
+    """The whole output matches anyway. Anchors of a whole pattern are taken off; elsewhere they are refused."""
+    pattern = pattern.removeprefix("^")
+    backslashes = len(pattern) - 1 - len(pattern[:-1].rstrip("\\"))
+    return pattern[:-1] if pattern.endswith("$") and backslashes % 2 == 0 else pattern
+
+
+def _lark(text: str) -> str:
+    if "::=" not in text:
+        return text
+    try:
+        return str(gbnf_to_lark(text))
+    except Exception as error:  # noqa: BLE001 (it raises bare Exception for some mistakes)
+        raise GrammarError(str(error)) from None
+
+
+def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
+    if vocabulary.tokenizer_json:
+        return LLTokenizer(vocabulary.tokenizer_json, n_vocab=vocabulary.size, eos_token=vocabulary.eos)
+    return LLTokenizer(TokenizerWrapper(_Bytes(vocabulary)), n_vocab=vocabulary.size, eos_token=vocabulary.eos)
+
+
+class _Bytes:
+    """The vocabulary as `TokenizerWrapper` wants it. Texts are cut greedily: any cut into tokens will do."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.tokens = vocabulary.tokens + [b""] * (vocabulary.size - len(vocabulary.tokens))
+        self.eos_token_id = vocabulary.eos[0]
+        self.special_token_ids = vocabulary.special
+        special = set(vocabulary.special)
+        self._ids = {token: i for i, token in enumerate(self.tokens) if token and i not in special}
+        self._longest = max(map(len, self._ids), default=1)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        ids, at = [], 0
+        while at < len(data):
+            end = next((end for end in range(min(len(data), at + self._longest), at, -1) if data[at:end] in self._ids), at)
+            if end > at:
+                ids.append(self._ids[data[at:end]])
+            at = max(end, at + 1)
+        return ids
