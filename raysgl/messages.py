@@ -82,7 +82,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 class Finish(msgspec.Struct, array_like=True):
     """Why a sequence ended. `matched` is the stop token id. `abort` and `error` carry a `message` and `status`
-    (an HTTP status: 503 is retryable elsewhere)."""
+    (an HTTP status: 503 is retryable elsewhere), and `param`, the sampling parameter at fault, where it is one."""
 
     reason: FinishReason
     matched: int | None = None
@@ -90,6 +90,7 @@ class Finish(msgspec.Struct, array_like=True):
     status: int = 0
     retractions: int = 0
     """How often the sequence had to give its memory back and start over."""
+    param: str = ""
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):

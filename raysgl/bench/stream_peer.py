@@ -86,6 +86,9 @@ class ClockRunner:
         self._last = max(self._last, time.monotonic()) + self._period
         return ClockStep(self._last, int(ints(plan.samples_S).sum()))
 
+    def sample(self, masks: object) -> None:
+        raise AssertionError("none of its requests has a constraint")
+
 
 class NoCoordinator:
     """Agrees to everything: there is one engine, and the ingress is told of it."""

@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from raysgl.engine.plan import Runner, StepPlan, StepResult
+from raysgl.sampling.token_masks import TokenMasks
 
 R = TypeVar("R", bound=Runner)
 
@@ -45,6 +46,7 @@ class BackgroundRunner(Generic[R]):
 
     def __init__(self, make: Callable[[], R]):
         self._queue: SimpleQueue[tuple[StepPlan, Future[StepResult]] | None] = SimpleQueue()
+        self._masks: SimpleQueue[TokenMasks | None] = SimpleQueue()
         made: Future[R] = Future()
         threading.Thread(target=self._work, args=(make, made), name="step", daemon=True).start()
         self.runner = made.result()
@@ -54,6 +56,9 @@ class BackgroundRunner(Generic[R]):
         future: Future[StepResult] = Future()
         self._queue.put((plan, future))
         return BackgroundStep(future)
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        self._masks.put(masks)
 
     def close(self) -> None:
         """End the thread after what is queued."""
@@ -69,6 +74,9 @@ class BackgroundRunner(Generic[R]):
         while (item := self._queue.get()) is not None:
             plan, future = item
             try:
-                future.set_result(runner.launch(plan).result())
+                step = runner.launch(plan)
+                if plan.guided:
+                    runner.sample(self._masks.get())
+                future.set_result(step.result())
             except BaseException as error:  # noqa: BLE001  (it belongs to whoever asks for the result)
                 future.set_exception(error)

@@ -1,7 +1,8 @@
 """The engine's main loop: receive, schedule, launch, take in results, emit. No torch, no Ray.
 
 While the device runs step n, the loop plans and launches step n+1 (with `overlap`), then takes in n's tokens and sends them.
-A sequence found finished in n may be in n+1 already; its extra token is dropped.
+A sequence found finished in n may be in n+1 already; its extra token is dropped. A guided step (`raysgl.engine.guides`) is launched as
+early as any, and samples when n's tokens are known.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ LOOK_S = 0.0005
 PERIOD_S = 30.0
 """Of the radix tree's periods; with the scheduler's `HOT_PERIODS`, hot means: found in the last five minutes."""
 
+STALL_S = 0.002
+"""How long it sleeps when there is work, but none of it can be planned: grammars are being compiled."""
+
 
 class EngineLoop:
     """Drives one scheduler and one runner.
@@ -58,6 +62,8 @@ class EngineLoop:
         self._receive, self._emit, self._publish, self._broadcast, self._answer = receive, emit, publish, broadcast, answer
         self._depth = 1 if overlap else 0
         self._launched: deque[tuple[Step, PendingStep]] = deque()
+        self._guided: Step | None = None
+        self._stalled = False
         self._rates = Rates()
         self._events: list[KVEvent] = []
         self._stopping = threading.Event()
@@ -103,7 +109,7 @@ class EngineLoop:
 
     def run_once(self, idle_wait: float = 0.0) -> bool:
         """One round. Returns whether anything was launched or taken in."""
-        self._take_in_messages(idle_wait if self.idle else 0.0)
+        self._take_in_messages(idle_wait if self.idle else STALL_S if self._stalled else 0.0)
         launched = self._launch_next()
         finished = False
         while self._launched and (not launched or len(self._launched) > self._depth):
@@ -117,6 +123,7 @@ class EngineLoop:
             if not launched and (early or news):
                 launched = self._launch_next()
         self._flush_outputs()
+        self._stalled = not launched and not finished
         return launched or finished
 
     def _take_in_messages(self, timeout: float) -> bool:
@@ -150,11 +157,19 @@ class EngineLoop:
         if self._broadcast is not None:
             self._broadcast(step.plan)
         self._launched.append((step, self._runner.launch(step.plan)))
+        self._guide_next()
         return True
+
+    def _guide_next(self) -> None:
+        """Let the oldest step sample, if it waits for what the steps before it have said: they have all been taken in."""
+        if self._launched and self._launched[0][0].plan.guided and self._launched[0][0] is not self._guided:
+            self._guided = self._launched[0][0]
+            self._runner.sample(self.scheduler.masks(self._guided))
 
     def _take_in_result(self) -> None:
         step, pending = self._launched.popleft()
         self.scheduler.process(step, pending.result())
+        self._guide_next()
         self._rates.step(time.perf_counter(), step.num_prefill_tokens, step.num_decode_tokens)
         self.progress += 1
 

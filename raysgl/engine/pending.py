@@ -32,16 +32,21 @@ class StepOutputs:
 
 
 class LaunchedStep:
-    """See `raysgl.engine.plan.PendingStep`. Made in the step's stream, after all its work has been launched."""
+    """See `raysgl.engine.plan.PendingStep`. `complete` is called in the step's stream, after all its work has been launched.
 
-    def __init__(self, outputs: StepOutputs, late: torch.cuda.Event | None = None):
-        """late: an event near the step's end."""
+    late: an event near the step's end.
+    """
+
+    def __init__(self, late: torch.cuda.Event | None = None):
         self._late = late
+        self._event: torch.cuda.Event | None = None
+
+    def complete(self, outputs: StepOutputs) -> None:
+        """What it leaves is on its way."""
         self._asking, self._prompt_rows = outputs.asking, outputs.prompt_rows or []
         self._tokens_L = download(outputs.tokens_L)
         self._logprobs = outputs.logprobs.to_host() if outputs.logprobs else None
         self._prompt_logprobs = outputs.prompt_logprobs.to_host() if outputs.prompt_logprobs else None
-        self._event = None
         if outputs.tokens_L.device.type == "cuda":
             self._event = torch.cuda.Event()
             self._event.record()

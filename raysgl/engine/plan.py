@@ -13,6 +13,7 @@ import numpy as np
 
 from raysgl.messages import TokenLogprob
 from raysgl.sampling.params import SamplingParams
+from raysgl.sampling.token_masks import TokenMasks
 
 
 class SlotInit(msgspec.Struct, array_like=True):
@@ -65,6 +66,8 @@ class StepPlan(msgspec.Struct, array_like=True):
     """For steps of decode rows alone that share prefixes: each row's group (-1: none), else empty."""
     shared_pages_J: bytes = b""
     """How many pages the rows of each group begin with."""
+    guided: bool = False
+    """Rank 0 samples this step only when it is given masks (`Runner.sample`)."""
 
 
 def ints(data: bytes) -> np.ndarray:
@@ -104,3 +107,6 @@ class Runner(Protocol):
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Start a step. On a GPU it returns before the step has run; steps run in launch order."""
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        """Let the step launched last, which is guided, sample. Before that it is not waited for, and no other is launched."""

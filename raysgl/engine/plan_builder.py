@@ -39,6 +39,7 @@ class PlanBuilder:
         self.rows: list[Row] = []
         self.num_decode = 0
         self.num_tokens = 0
+        self.guided = False
         self._slots, self._starts, self._counts = array("i"), array("i"), array("i")
         self._samples, self._logprobs = array("i"), array("i")
         self._token_ids, self._targets = array("i"), array("i")
@@ -87,6 +88,7 @@ class PlanBuilder:
         seq = row.seq
         self.rows.append(row)
         self.num_tokens += row.count
+        self.guided = self.guided or (row.samples and seq.guide is not None)
         self._slots.append(seq.slot)
         self._starts.append(row.start)
         self._counts.append(row.count)
@@ -116,5 +118,6 @@ class PlanBuilder:
             prompt_targets_T=self._targets.tobytes(),
             groups_S=pack_ids(groups.rows) if groups else b"",
             shared_pages_J=pack_ids(groups.pages) if groups else b"",
+            guided=self.guided,
         )
         return Step(plan, self.rows, self.num_prefill, self.num_decode)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,9 +33,13 @@ from raysgl.models.loader import choose_dtype, load_model
 from raysgl.sampling.logprobs import Logprobs, join, logprobs_of
 from raysgl.sampling.params import SamplingParams
 from raysgl.sampling.sampler import Sampler
+from raysgl.sampling.token_masks import TokenMasks
 from raysgl.sampling.transfer import upload
 
 log = logging.getLogger(__name__)
+
+Finish = Callable[[TokenMasks | None], StepOutputs]
+"""Samples a step whose forward pass has been launched."""
 
 LATE = 0.8
 """A long step is about to end when so much of its layers has run. What is left (3 ms of a step of 600 tokens of an 8B model on an
@@ -101,6 +108,7 @@ class ModelRunner:
         self._attention = new_attention(self._cache)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
+        self._unsampled: list[tuple[LaunchedStep, Finish]] = []
         self._late: torch.cuda.Event | None = None
         if self._stream is not None:
             layers = self._model.model.layers
@@ -136,9 +144,15 @@ class ModelRunner:
         """Run a step. On cuda it returns when everything is launched, on cpu when the step has run; on cpu it raises itself."""
         if self._stream is None:
             self._use_threads()
+        with self._in_stream():
             return self._launch(plan)
-        with torch.cuda.stream(self._stream):
-            return self._launch(plan)
+
+    @torch.inference_mode()
+    def sample(self, masks: TokenMasks | None) -> None:
+        """The step launched last is guided: let it sample."""
+        step, finish = self._unsampled.pop()
+        with self._in_stream():
+            step.complete(finish(masks))
 
     def warm_up(self) -> None:
         """Run a small prefill and a decode step, into the padding page: libraries do their first-time work here."""
@@ -157,21 +171,36 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> LaunchedStep:
+        finish, late = self._forward(plan)
+        step = LaunchedStep(late)
+        if plan.guided and self._sampler is not None:
+            self._unsampled.append((step, finish))
+        else:
+            step.complete(finish(None))
+        return step
+
+    def _forward(self, plan: StepPlan) -> tuple[Finish, torch.cuda.Event | None]:
+        """Everything but sampling, what samples, and an event near the end."""
         if self._graphs is not None and 4 * plan.num_decode == len(plan.slots_S):
-            return self._replay(self._graphs, plan)
+            return self._replay(self._graphs, plan), None
         self._init_slots(plan)
         if self._mixed is not None and (size := self._mixed.find(plan)) is not None:
-            return self._replay_mixed(self._mixed, size, plan)
+            return self._replay_mixed(self._mixed, size, plan), None
         batch, rows = self._slots.prepare(plan)
         self._attention.plan(batch)
         late = self._late = torch.cuda.Event() if self._stream is not None else None
         hidden_TD = self._model(batch, self._attention)
         self._late = None
         prompt_rows, prompt_logprobs = self._prompt_logprobs(plan, batch, hidden_TD) if plan.prompt_logprobs_S else ([], None)
-        tokens_L, asking, logprobs = self._sample(batch, rows.slots_L, hidden_TD)
-        if len(rows.slots_L):
-            self._slots.sampled(rows, self._tp.broadcast(tokens_L))
-        return LaunchedStep(StepOutputs(tokens_L, asking, logprobs, prompt_rows, prompt_logprobs), late)
+        logits_LV = self._logits(batch, len(rows.slots_L), hidden_TD)
+
+        def finish(masks: TokenMasks | None) -> StepOutputs:
+            tokens_L, asking, logprobs = self._sample(logits_LV, rows.slots_L, masks)
+            if len(rows.slots_L):
+                self._slots.sampled(rows, self._tp.broadcast(tokens_L))
+            return StepOutputs(tokens_L, asking, logprobs, prompt_rows, prompt_logprobs)
+
+        return finish, late
 
     def _mark_late(self, *_) -> None:
         """After a layer near the end; not while graphs are captured."""
@@ -191,46 +220,50 @@ class ModelRunner:
                     init.stop_ids,
                 )
 
-    def _replay(self, graphs: DecodeGraphs, plan: StepPlan) -> LaunchedStep:
+    def _replay(self, graphs: DecodeGraphs, plan: StepPlan) -> Finish:
         """A step of nothing but decode rows."""
         slots_S = ints(plan.slots_S)
         rows = len(slots_S)
         self._slots.take_pages(plan)
         self.cascade_steps += bool(plan.groups_S)
         graph = graphs.run(slots_S, ints(plan.starts_S), ints(plan.groups_S), ints(plan.shared_pages_J))
-        return self._sampled(graph.tokens_B[:rows], graph.logits_BV[:rows], slots_S)
+        return partial(self._sampled, graph.tokens_B[:rows], graph.logits_BV[:rows], slots_S)
 
-    def _replay_mixed(self, graphs: MixedGraphs, size: tuple[int, int], plan: StepPlan) -> LaunchedStep:
+    def _replay_mixed(self, graphs: MixedGraphs, size: tuple[int, int], plan: StepPlan) -> Finish:
         """A small step with prompt tokens in it."""
         self._slots.take_pages(plan)
         graph = graphs.run(size, plan)
         sampling = np.flatnonzero(ints(plan.samples_S))
         slots_L = ints(plan.slots_S)[sampling]
         rows = upload(sampling, self.device)
-        return self._sampled(graph.tokens_R.index_select(0, rows), graph.logits_RV.index_select(0, rows), slots_L)
+        return partial(self._sampled, graph.tokens_R.index_select(0, rows), graph.logits_RV.index_select(0, rows), slots_L)
 
-    def _sampled(self, tokens_L: torch.Tensor, logits_LV: torch.Tensor, slots_L: np.ndarray) -> LaunchedStep:
+    def _sampled(
+        self, tokens_L: torch.Tensor, logits_LV: torch.Tensor, slots_L: np.ndarray, masks: TokenMasks | None
+    ) -> StepOutputs:
         """After a replay, which has taken every row's argmax: sample properly where that is not what was asked."""
-        if self._sampler.takes_argmax(slots_L):
+        if masks is None and self._sampler.takes_argmax(slots_L):
             self._sampler.took_argmax(slots_L)
-            return LaunchedStep(StepOutputs(tokens_L, []))
-        sampled = self._sampler.sample(logits_LV, slots_L)
+            return StepOutputs(tokens_L, [])
+        sampled = self._sampler.sample(logits_LV, slots_L, masks)
         slots = upload(slots_L.astype(np.int64), self.device)
         self._slots.last_token_N.index_copy_(0, slots, sampled.tokens_L)
-        return LaunchedStep(StepOutputs(sampled.tokens_L, sampled.asking, sampled.logprobs))
+        return StepOutputs(sampled.tokens_L, sampled.asking, sampled.logprobs)
+
+    def _logits(self, batch: ForwardBatch, count: int, hidden_TD: torch.Tensor) -> torch.Tensor | None:
+        """Of the `count` rows that sample. All ranks must take part."""
+        if not count:
+            return None
+        return self._model.logits(hidden_TD if count == hidden_TD.shape[0] else hidden_TD.index_select(0, batch.logits_L))
 
     def _sample(
-        self, batch: ForwardBatch, slots_L: np.ndarray, hidden_TD: torch.Tensor
+        self, logits_LV: torch.Tensor | None, slots_L: np.ndarray, masks: TokenMasks | None
     ) -> tuple[torch.Tensor, list[int], Logprobs | None]:
         """Tokens (on other ranks than 0: room for them), rows that asked for log probabilities, and those."""
-        count = len(slots_L)
-        if count:
-            whole = count == hidden_TD.shape[0]
-            logits_LV = self._model.logits(hidden_TD if whole else hidden_TD.index_select(0, batch.logits_L))
-            if self._sampler is not None:
-                sampled = self._sampler.sample(logits_LV, slots_L)
-                return sampled.tokens_L, sampled.asking, sampled.logprobs
-        return torch.empty(count, dtype=torch.int64, device=self.device), [], None
+        if logits_LV is not None and self._sampler is not None:
+            sampled = self._sampler.sample(logits_LV, slots_L, masks)
+            return sampled.tokens_L, sampled.asking, sampled.logprobs
+        return torch.empty(len(slots_L), dtype=torch.int64, device=self.device), [], None
 
     def _prompt_logprobs(
         self, plan: StepPlan, batch: ForwardBatch, hidden_TD: torch.Tensor
@@ -267,6 +300,9 @@ class ModelRunner:
         if self._tp.size == 1:
             return pages
         return int(self._tp.all_gather(torch.tensor([[pages]], device=self.device)).min())
+
+    def _in_stream(self) -> AbstractContextManager:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _use_threads(self) -> None:
         """OpenMP keeps its thread count per thread, so whichever thread launches must set it."""

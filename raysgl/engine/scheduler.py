@@ -5,9 +5,9 @@ takes in what a step sampled; a second step may be planned in between (step-ahea
 stands on counts, never on the ids of tokens still to come. Pages given back while a launched step still uses them may go to
 the next step at once: steps run in launch order.
 
-    waiting --admit--> running (prefill, then decode) --finish--> gone
-       ^                  |
-       +-----retract------+     what was computed goes to the radix tree, no known token is lost
+    (compiling -->) waiting --admit--> running (prefill, then decode) --finish--> gone
+                       ^                  |
+                       +-----retract------+     what was computed goes to the radix tree, no known token is lost
 
 Invariant (`check`): free pages + pages in the tree + pages owned by running sequences = pool.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from raysgl.cache.page_pool import PagePool
 from raysgl.cache.radix_tree import RadixTree
 from raysgl.engine.estimate import OutputLengthEstimator
+from raysgl.engine.guides import Guides
 from raysgl.engine.outputs import Outputs, add_prompt_logprobs
 from raysgl.engine.plan import StepResult
 from raysgl.engine.plan_builder import PlanBuilder, Step
@@ -27,7 +28,9 @@ from raysgl.engine.prefixes import PrefixesBeingComputed
 from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
+from raysgl.grammar.interface import Grammars
 from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
+from raysgl.sampling.token_masks import TokenMasks
 
 HOT_PERIODS = 10
 """A cached page is hot when a request has found it in the tree's current period or so many before; the loop counts the periods."""
@@ -56,8 +59,14 @@ class SchedulerConfig:
 class Scheduler:
     """Owns the queue, the page pool and the radix tree of one replica. Not thread safe: one loop calls it."""
 
-    def __init__(self, config: SchedulerConfig, on_kv_event: Callable[[KVEvent], None] | None = None):
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        on_kv_event: Callable[[KVEvent], None] | None = None,
+        grammars: Grammars | None = None,
+    ):
         self.config = config
+        self.guides = Guides(grammars)
         self.pool = PagePool(config.num_pages)
         self.tree = RadixTree(config.page_size, on_event=on_kv_event)
         self.waiting = WaitingQueue(config.policy)
@@ -109,7 +118,11 @@ class Scheduler:
                 self.outputs.finish(seq.ingress, seq.uid, Finish("length"))
                 continue
             self._sequences[seq.key] = seq
-            self.waiting.add(seq)
+            if sampling.constraint is None:
+                self.waiting.add(seq)
+            else:
+                seq.status = Status.COMPILING
+                self.guides.start(seq)
 
     def _refusal(self, prompt: list[int], sampling, limit: int) -> Finish | None:
         if not prompt:
@@ -117,8 +130,10 @@ class Scheduler:
         if len(prompt) + (1 if sampling.max_new_tokens != 0 else 0) > limit:
             what = "context length" if limit == self.config.context_length else "KV cache (max_total_tokens)"
             return Finish("error", message=f"the prompt has {len(prompt)} tokens, but the {what} holds {limit}", status=400)
-        if len(self.waiting) + sampling.n > self.config.max_queued + max(0, self.config.max_running - len(self.running)):
-            return Finish("abort", message=f"{len(self.waiting)} requests are waiting already", status=503)
+        if sampling.constraint is not None and self.guides.grammars is None:
+            return Finish("error", message="grammar_backend is none", status=400, param="constraint")
+        if self._num_waiting + sampling.n > self.config.max_queued + max(0, self.config.max_running - len(self.running)):
+            return Finish("abort", message=f"{self._num_waiting} requests are waiting already", status=503)
         return None
 
     def abort(self, ingress: str, uids: list[int]) -> None:
@@ -142,13 +157,19 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Nothing to plan."""
-        return not self.running and not len(self.waiting)
+        """Nothing to plan, now or soon."""
+        return not self.running and not self._num_waiting
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self.waiting) + len(self.guides.compiling)
 
     # ---------------------------------------------------------------- planning
 
     def schedule(self) -> Step | None:
         """Plan the next step, or None when there is nothing to run now."""
+        if self.guides.compiling:
+            self._take_in_grammars()
         builder = PlanBuilder()
         self._plan_decodes(builder)
         self._plan_prefills(builder)
@@ -162,6 +183,21 @@ class Scheduler:
         if self._groups is not None and not builder.num_prefill:
             groups = self._groups.groups([row.seq for row in builder.rows])
         return builder.build(self._steps, groups)
+
+    def masks(self, step: Step) -> TokenMasks | None:
+        """For a guided step: what its rows may sample. All steps before it have been processed."""
+        masks, failed = self.guides.masks(step)
+        for seq, finish in failed:
+            self._finish(seq, self.outputs.of(seq), finish)
+        return masks
+
+    def _take_in_grammars(self) -> None:
+        ready, ended = self.guides.settle()
+        for seq in ready:
+            seq.status = Status.WAITING
+            self.waiting.put_back(seq)
+        for seq, finish in ended:
+            self._finish(seq, self.outputs.of(seq), finish)
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
         """One token for every sequence that has one to compute; retracts the youngest where pages run out."""
@@ -346,6 +382,8 @@ class Scheduler:
             self._release(seq)
         elif seq.status is Status.WAITING:
             self.waiting.remove(seq)
+        else:
+            self.guides.compiling.pop(seq, None)
         seq.status = Status.FINISHED
         del self._sequences[seq.key]
 
@@ -374,6 +412,8 @@ class Scheduler:
         output = self.outputs.add_token(seq, token, logprob)
         if token in seq.stop_ids:
             self._finish(seq, output, Finish("stop", matched=token))
+        elif (finish := self.guides.accept(seq)) is not None:
+            self._finish(seq, output, finish)
         elif len(seq.tokens) >= seq.max_tokens:
             self._finish(seq, output, Finish("length"))
 
@@ -389,7 +429,7 @@ class Scheduler:
         """How busy the replica is; the loop adds the rates it measures."""
         stats = self.stats
         stats.running = len(self.running)
-        stats.waiting = len(self.waiting)
+        stats.waiting = self._num_waiting
         stats.queued_tokens = self.waiting.tokens + sum(seq.remaining_prompt for seq in self.running)
         stats.free_pages = self.pool.available
         stats.cached_pages = self.tree.evictable_pages

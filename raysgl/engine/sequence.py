@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from raysgl.cache.radix_tree import Node
 from raysgl.messages import TokenLogprob
 from raysgl.sampling.params import SamplingParams
 
+if TYPE_CHECKING:
+    from raysgl.engine.guides import Guide
+
 
 class Status(Enum):
+    COMPILING = "compiling"
+    """Its grammar is not there yet: in no queue, holds nothing."""
     WAITING = "waiting"
     """In the queue: holds no pages and no slot."""
     RUNNING = "running"
@@ -62,6 +68,8 @@ class Sequence:
     announced: bool = False
     retractions: int = 0
     prompt_logprobs: list[TokenLogprob] | None = None
+    guide: Guide | None = None
+    """Of a sequence with a constraint; written by `Guides` alone."""
 
     @property
     def logprobs_start(self) -> int:

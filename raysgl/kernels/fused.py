@@ -11,7 +11,7 @@ import torch
 
 @cache
 def triton_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """The module with `rms_norm`, `add_rms_norm`, `silu_mul`, `rotate_and_write` and `rotary_table`, or None: use torch's."""
+    """The module with `rms_norm`, `silu_mul`, `rotate_and_write` and others of `triton.ops`, or None: use torch's."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or importlib.util.find_spec("triton") is None:
         return None
     if torch.cuda.get_device_capability(device) < (8, 0):  # no bfloat16, no asynchronous copies

@@ -1,7 +1,7 @@
 """From logits to tokens, for all rows of a step at once.
 
-In this order: repetition, frequency and presence penalty, logit bias, the masks of min_new_tokens, bad words and allowed tokens; then temperature, top-k, top-p,
-min-p, draw. What a step needs is decided from host flags, so nothing waits for the device, and a step of greedy rows is an argmax.
+In this order: repetition, frequency and presence penalty, logit bias, the masks of min_new_tokens, bad words, allowed tokens and
+grammars; then temperature, top-k, top-p, min-p, draw. What a step needs is decided from host flags, so nothing waits for the device, and a step of greedy rows is an argmax.
 Legend: L rows that sample, R some of them, V vocabulary.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from raysgl.kernels.token_mask import apply_token_mask
 from raysgl.sampling import filters
 from raysgl.sampling import slot_settings as column
 from raysgl.sampling.bad_words import BadWords
@@ -20,6 +21,7 @@ from raysgl.sampling.noise import uniforms
 from raysgl.sampling.params import SamplingParams
 from raysgl.sampling.penalties import TokenHistory
 from raysgl.sampling.slot_settings import SlotSettings
+from raysgl.sampling.token_masks import TokenMasks
 from raysgl.sampling.transfer import upload
 
 NO_IDS = np.zeros(0, np.int32)
@@ -78,13 +80,15 @@ class Sampler:
         self.settings.num_output_N[slots_L] += 1
 
     @torch.inference_mode()
-    def sample(self, logits_LV: torch.Tensor, slots_L: np.ndarray) -> Sampled:
+    def sample(self, logits_LV: torch.Tensor, slots_L: np.ndarray, masks: TokenMasks | None = None) -> Sampled:
         """One token for each row; row i belongs to slot `slots_L[i]`, and no slot is there twice. May overwrite the logits."""
         settings = self.settings
         numbers_LC = settings.numbers_NC[slots_L]
         asking = np.flatnonzero(settings.logprobs_N[slots_L] >= 0)
         raw_RV = self._pick(logits_LV, asking, copy=True) if len(asking) else None
         logits_LV = self._adjust(logits_LV, slots_L, numbers_LC)
+        if masks is not None:
+            apply_token_mask(logits_LV, upload(masks.rows_R, self._device), upload(masks.bits_RW, self._device))
         greedy_L = settings.greedy_N[slots_L]
         if greedy_L.all():
             tokens_L = _argmax(logits_LV)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from zlib import crc32
 
+import numpy as np
+
 from raysgl.cache.hashing import page_hashes
 from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import StepPlan, StepResult, ints
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.messages import SequenceOutput, Submit, TokenLogprob, pack_ids
 from raysgl.sampling.params import SamplingParams
+from raysgl.sampling.token_masks import TokenMasks
 
 VOCAB = 50
 
@@ -33,6 +36,7 @@ def expected(prompt: list[int], max_new: int, stop: set[int] = frozenset(), seed
 class SimulatedStep:
     def __init__(self, result: StepResult):
         self._result = result
+        self.tokens = result.token_ids
 
     def wait(self, timeout: float | None) -> bool:
         return True
@@ -53,8 +57,10 @@ class SimulatedRunner:
         self.last = [0] * max_running
         self.seeds = [0] * max_running
         self.computed_tokens = 0
+        self.unsampled = None
 
     def launch(self, plan: StepPlan) -> SimulatedStep:
+        assert self.unsampled is None, "a guided step was overtaken"
         for init in plan.init:
             self.seeds[init.slot] = init.seed
             self.tables[init.slot] = {}
@@ -78,15 +84,45 @@ class SimulatedRunner:
             if samples:
                 context = [self.cache[self.tables[slot][p // self.page_size]][p % self.page_size] for p in range(start + count)]
                 assert -1 not in context, "a key that nobody wrote was read"
-                self.last[slot] = next_token(context, self.seeds[slot])
-                sampled.append(self.last[slot])
-        return SimulatedStep(StepResult(sampled, prompt_logprobs=prompt_logprobs))
+                sampled.append((slot, context))
+        step = SimulatedStep(StepResult([], prompt_logprobs=prompt_logprobs))
+        if plan.guided:
+            self.unsampled = (step, sampled)
+        else:
+            self._sample(step, sampled, {})
+        return step
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        step, sampled = self.unsampled
+        self.unsampled = None
+        self._sample(step, sampled, dict(zip(masks.rows_R.tolist(), masks.bits_RW)) if masks else {})
+
+    def _sample(self, step: SimulatedStep, sampled: list[tuple[int, list[int]]], masks: dict[int, np.ndarray]) -> None:
+        """The hash's token, or the first after it that is allowed."""
+        for row, (slot, context) in enumerate(sampled):
+            token = next_token(context, self.seeds[slot])
+            bits = masks.get(row)
+            while bits is not None and not bits[token >> 5] >> (token & 31) & 1:
+                token = (token + 1) % VOCAB
+            self.last[slot] = token
+            step.tokens.append(token)
 
 
 class Engine:
     """A whole replica in one object: scheduler, loop, simulated runner."""
 
-    def __init__(self, num_pages=64, page_size=4, max_running=8, step_tokens=16, overlap=True, eos=(), max_queued=10**6, **kw):
+    def __init__(
+        self,
+        num_pages=64,
+        page_size=4,
+        max_running=8,
+        step_tokens=16,
+        overlap=True,
+        eos=(),
+        max_queued=10**6,
+        grammars=None,
+        **kw,
+    ):
         config = SchedulerConfig(
             page_size=page_size,
             num_pages=num_pages,
@@ -98,7 +134,7 @@ class Engine:
             **kw,
         )
         self.events = []
-        self.scheduler = Scheduler(config, on_kv_event=self.events.append)
+        self.scheduler = Scheduler(config, on_kv_event=self.events.append, grammars=grammars)
         self.runner = SimulatedRunner(num_pages, page_size, max_running)
         self.inbox = []
         self.outputs: dict[int, list[SequenceOutput]] = {}
