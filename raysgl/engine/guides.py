@@ -68,7 +68,7 @@ class Guides:
                 ended.append((seq, Finish("error", message=reason, status=status, param="constraint")))
                 continue
             guide.matcher = guide.grammar.result().matcher()
-            finish = self._replay(seq)
+            finish = self._replay(seq, guide)
             if finish is None:
                 ready.append(seq)
             else:
@@ -84,34 +84,30 @@ class Guides:
 
     def masks(self, step: Step) -> tuple[TokenMasks | None, list[tuple[Sequence, Finish]]]:
         """What the rows of a guided step may sample, once all tokens before it are known; and sequences whose grammar fails here."""
-        sampling = [row.seq for row in step.rows if row.samples]
-        rows, matchers = [], []
-        for index, seq in enumerate(sampling):
+        masked: list[tuple[int, Sequence, Guide, Matcher]] = []
+        for index, seq in enumerate(row.seq for row in step.rows if row.samples):
             guide = seq.guide
-            if guide is not None and not guide.thinking and seq.status is not Status.FINISHED:
-                rows.append(index)
-                matchers.append(guide.matcher)
-        if not rows:
+            if guide is not None and guide.matcher is not None and not guide.thinking and seq.status is not Status.FINISHED:
+                masked.append((index, seq, guide, guide.matcher))
+        if not masked or self.grammars is None:
             return None, []
-        assert self.grammars is not None
-        bits_RW = np.empty((len(rows), self.grammars.num_words), np.int32)
-        self.grammars.fill(matchers, bits_RW)
+        bits_RW = np.empty((len(masked), self.grammars.num_words), np.int32)
+        self.grammars.fill([matcher for *_, matcher in masked], bits_RW)
         failed = []
-        for bits_W, row, matcher in zip(bits_RW, rows, matchers):
-            seq = sampling[row]
+        for bits_W, (_, seq, guide, matcher) in zip(bits_RW, masked):
             if (reason := matcher.error()) is not None:
                 bits_W.fill(-1)
                 failed.append((seq, _failed(reason)))
-            else:
-                self._change_ends(seq.guide, bits_W.view(np.uint32))
-        return TokenMasks(np.array(rows), bits_RW), failed
+            elif guide.allow or guide.forbid:
+                _change_ends(guide, self.grammars.eos_token_ids[0], bits_W.view(np.uint32))
+        return TokenMasks(np.array([index for index, *_ in masked]), bits_RW), failed
 
     # ---------------------------------------------------------------- inner
 
-    def _replay(self, seq: Sequence) -> Finish | None:
+    def _replay(self, seq: Sequence, guide: Guide) -> Finish | None:
         """Take in the output tokens that it brought from another replica."""
         for end in range(seq.num_prompt + 1, len(seq.tokens) + 1):
-            finish = self._advance(seq, seq.guide, end)
+            finish = self._advance(seq, guide, end)
             if finish is not None:
                 return finish
         return None
@@ -129,16 +125,14 @@ class Guides:
             return _failed(matcher.error() or "no token that the other parameters allow fits it")
         return Finish("stop") if matcher.ended() else None
 
-    def _change_ends(self, guide: Guide, bits_W: np.ndarray) -> None:
-        """What ends the text is this request's business."""
-        if not guide.allow and not guide.forbid:
-            return
-        eos = self.grammars.eos_token_ids[0]
-        if bits_W[eos >> 5] >> (eos & 31) & 1:
-            for token in guide.allow:
-                bits_W[token >> 5] |= np.uint32(1 << (token & 31))
-            for token in guide.forbid:
-                bits_W[token >> 5] &= ~np.uint32(1 << (token & 31))
+
+def _change_ends(guide: Guide, eos: int, bits_W: np.ndarray) -> None:
+    """Where the text may end, what ends it is this request's business. bits_W: uint32."""
+    if bits_W[eos >> 5] >> (eos & 31) & 1:
+        for token in guide.allow:
+            bits_W[token >> 5] |= np.uint32(1 << (token & 31))
+        for token in guide.forbid:
+            bits_W[token >> 5] &= ~np.uint32(1 << (token & 31))
 
 
 def _failed(reason: str) -> Finish:

@@ -149,11 +149,13 @@ class Compilers:
         self._load("llguidance")
 
     def answer(self, job: Job) -> Answer:
-        self._load(job.library)
         try:
+            self._load(job.library)
             return Answer(data=self._compile(job.constraint, self._libraries[job.library])) if job.constraint else Answer()
         except GrammarError as error:
             return Answer(refusal=str(error))
+        except ImportError as error:
+            return Answer(refusal=f"{job.library} is not installed ({error})")
         except MemoryError:
             return Answer(refusal=TOO_MUCH_MEMORY)
 
