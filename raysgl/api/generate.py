@@ -161,7 +161,7 @@ def handler(
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
         arrived_at = time.perf_counter()
         with service.gate.enter():
-            data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+            data = parse_json(await read_body(headers, receive))
             async with until_disconnect(receive):
                 request, model, prompts, style = await prepare(service, data)
                 reply.name(request.rid)

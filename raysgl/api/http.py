@@ -57,26 +57,38 @@ class Gate:
         return True
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
-    """The whole body. ApiError 413 beyond `limit` bytes, 400 if it says that it is no JSON; ClientGone."""
+async def read_body(headers: Headers, receive: Receive) -> bytes:
+    """The whole body. ApiError 400 if it says that it is no JSON, 413 beyond the endpoint's limit; ClientGone."""
     kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise bad_request(f"The content type must be application/json, not {kind[:60]}", code="invalid_content_type")
-    length = headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise _too_large(limit)
-    parts, size = [], 0
+    parts = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        part = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
+        parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def limited(receive: Receive, headers: Headers, limit: int) -> Receive:
+    """A `receive` that raises ApiError 413 for a body beyond so many bytes; at once where the client says its length."""
+    length = headers.get("content-length", "")
+    size = 0
+    known = length.isdigit() and (len(length) > 18 or int(length) > limit)
+
+    async def receive_limited() -> Message:
+        nonlocal size
+        if known:
+            raise _too_large(limit)
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise _too_large(limit)
+        return message
+
+    return receive_limited
 
 
 def _too_large(limit: int) -> ApiError:
@@ -144,12 +156,11 @@ class RequestIds:
 class Reply:
     """Sends one answer and remembers whether it has begun."""
 
-    def __init__(self, send: Send, request_id: str):
+    def __init__(self, send: Send, request_id: str, error_body: Callable[[ApiError], bytes]):
         self._send = send
         self.request_id = request_id
         self.begun = False
-        self.error_body: Callable[[ApiError], bytes] = ApiError.body
-        """Endpoints of another API than OpenAI's have another shape of errors."""
+        self.error_body = error_body
         self.error_in_stream: Callable[[ApiError], bytes] = ApiError.event
 
     def name(self, request_id: str | None) -> None:
@@ -182,19 +193,22 @@ class Reply:
 Handler = Callable[[Headers, Receive, Reply], Awaitable[None]]
 
 
-class Endpoint(Response):
-    """A response that runs a handler on the bare connection, and turns whatever it raises into an answer."""
+class HandlerResponse(Response):
+    """A response that runs a handler on the bare connection, and turns whatever it raises into an answer.
 
-    def __init__(self, handler: Handler):
-        self.handler = handler
+    body_limit: bytes. error_body: the shape of errors.
+    """
+
+    def __init__(self, handler: Handler, body_limit: int, error_body: Callable[[ApiError], bytes] = ApiError.body):
+        self.handler, self.body_limit, self.error_body = handler, body_limit, error_body
         self.status_code = 200
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        reply = Reply(send, scope[REQUEST_ID])
+        reply = Reply(send, scope[REQUEST_ID], self.error_body)
         try:
-            await self.handler(headers, receive, reply)
+            await self.handler(headers, limited(receive, headers, self.body_limit), reply)
         except ClientGone:
             pass
         except ApiError as error:

@@ -60,7 +60,7 @@ def generate(service: Service) -> Handler:
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
         arrived_at = time.perf_counter()
         with service.gate.enter():
-            data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+            data = parse_json(await read_body(headers, receive))
             async with until_disconnect(receive):
                 request, job, style = await prepare(service, data, reply.request_id, arrived_at)
                 reply.name(job.request_id)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive
 
 import raysgl
@@ -24,8 +26,6 @@ from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.api.unsupported import refuse_parts
 
-PLAIN = b"text/plain; charset=utf-8"
-
 
 def model_card(model: ServedModel) -> dict[str, Any]:
     """An entry of GET /v1/models."""
@@ -40,27 +40,49 @@ def model_card(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def list_models(service: Service) -> dict[str, Any]:
-    return {"object": "list", "data": [model_card(model) for model in service.backend.models.values()]}
+async def list_models(service: Service, request: Request) -> Response:
+    """What is served."""
+    return _json({"object": "list", "data": [model_card(model) for model in service.backend.models.values()]})
 
 
-def get_model(service: Service, name: str) -> dict[str, Any]:
-    """ApiError 404."""
+async def get_model(service: Service, request: Request) -> Response:
+    """One served model. ApiError 404."""
+    name = request.path_params["model_id"]
     if name not in service.backend.models:
         raise model_not_found(name)
-    return model_card(service.backend.models[name])
+    return _json(model_card(service.backend.models[name]))
 
 
-def banner(service: Service) -> dict[str, Any]:
-    """GET /: what this is and where to look."""
-    return {"name": "raysgl", "version": raysgl.__version__, "models": list(service.backend.models), "docs": "/docs"}
+async def banner(service: Service, request: Request) -> Response:
+    """What this is and where to look."""
+    models = list(service.backend.models)
+    return _json({"name": "raysgl", "version": raysgl.__version__, "models": models, "docs": "/docs"})
+
+
+async def health(service: Service, request: Request) -> Response:
+    """The process is alive."""
+    return Response()
+
+
+async def ready(service: Service, request: Request) -> Response:
+    """Every model has a replica, and the server is not stopping."""
+    return Response(status_code=200 if service.backend.ready() and not service.gate.draining else 503)
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    """Prometheus text format, with SGLang's names."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
 
 
 def tokenize(service: Service) -> Handler:
     """The handler of POST /tokenize: a prompt, several, or messages."""
 
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
-        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        data = parse_json(await read_body(headers, receive))
         several = False
         if "messages" in data:
             refuse_parts(data["messages"])
@@ -86,7 +108,7 @@ def detokenize(service: Service) -> Handler:
     """The handler of POST /detokenize."""
 
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
-        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        data = parse_json(await read_body(headers, receive))
         request = validate(DetokenizeRequest, data)
         model = service.model(request.model)
         lists = [[]] if request.tokens == [] else as_list(request.tokens, "tokens", texts=False, ids=True)
@@ -103,7 +125,7 @@ def abort_request(service: Service) -> Handler:
     """The handler of POST /abort_request. An id that is not there is no error: it may just have finished."""
 
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
-        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        data = parse_json(await read_body(headers, receive))
         request = validate(AbortRequest, data)
         if not request.rid and not request.abort_all:
             raise bad_request("rid or abort_all is required", "rid", "missing_required_parameter")
@@ -113,8 +135,9 @@ def abort_request(service: Service) -> Handler:
     return handle
 
 
-async def flush_cache(service: Service, query: QueryParams) -> tuple[int, str]:
-    """Status and message. `timeout`: seconds to wait for running requests; `model`: one model only. ApiError."""
+async def flush_cache(service: Service, request: Request) -> Response:
+    """Drop all cached prefixes; 400 while requests are running."""
+    query = request.query_params
     for name in query:
         if name not in ("timeout", "model"):
             raise bad_request(f"Unknown query parameter: {name[:40]}", name[:40], "unknown_parameter")
@@ -128,7 +151,7 @@ async def flush_cache(service: Service, query: QueryParams) -> tuple[int, str]:
     if model is not None and model not in service.backend.models:
         raise model_not_found(model)
     done, message = await service.backend.flush_cache(model, timeout)
-    return (200, message or "Cache flushed.") if done else (400, message)
+    return Response(message or "Cache flushed.", 200 if done else 400, media_type="text/plain")
 
 
 def not_found(path: str) -> ApiError:

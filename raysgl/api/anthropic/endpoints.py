@@ -8,7 +8,7 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from raysgl.api.anthropic.answer import MessagesAnswer, error_body
+from raysgl.api.anthropic.answer import MessagesAnswer
 from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
 from raysgl.api.anthropic.to_chat import RENAMED, to_chat
 from raysgl.api.errors import renaming
@@ -20,31 +20,23 @@ from raysgl.api.service import Service
 
 def messages(service: Service) -> Handler:
     """The handler of POST /v1/messages."""
-    return _shaped(handler(service, _prepare, MessagesAnswer))
+    return handler(service, _prepare, MessagesAnswer)
 
 
 def count_tokens(service: Service) -> Handler:
     """The handler of POST /v1/messages/count_tokens."""
 
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
-        data = parse_json(await read_body(headers, receive, service.settings.max_body_bytes))
+        data = parse_json(await read_body(headers, receive))
         request = validate(CountTokensRequest, data)
         with renaming(RENAMED):
             _, _, prompts, _ = await prepare_chat(service, to_chat(request, service.model(request.model)))
         await reply.whole(orjson.dumps({"input_tokens": len(prompts[0].input_ids)}))
 
-    return _shaped(handle)
+    return handle
 
 
 async def _prepare(service: Service, data: dict[str, Any]) -> Prepared:
     request = validate(MessagesRequest, data)
     with renaming(RENAMED):
         return await prepare_chat(service, to_chat(request, service.model(request.model)))
-
-
-def _shaped(inner: Handler) -> Handler:
-    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
-        reply.error_body = error_body
-        await inner(headers, receive, reply)
-
-    return handle

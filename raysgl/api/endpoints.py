@@ -1,0 +1,108 @@
+"""Every endpoint, one row each: path, methods, what runs, who may call it, how large a body may be, and what /docs says of it.
+
+`raysgl.api.app` makes the routes, the checks of keys and the OpenAPI description from this table; adding an endpoint is adding a
+row. A row with `handler` answers on the bare connection (streams, and whatever reads a body); one with `view` returns a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from raysgl.api import generate, native, operations, protocol, responses
+from raysgl.api.anthropic import endpoints as anthropic
+from raysgl.api.anthropic.answer import error_body as anthropic_error
+from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
+from raysgl.api.errors import ApiError
+from raysgl.api.http import Handler
+from raysgl.api.native_protocol import GenerateRequest
+from raysgl.api.responses_api import endpoints as responses_api
+from raysgl.api.responses_api.protocol import ResponsesRequest
+from raysgl.api.service import Service
+
+
+class Access(Enum):
+    """Who may call an endpoint, once there are keys."""
+
+    OPEN = "open"
+    KEY = "key"
+    ADMIN_OPTIONAL = "admin-optional"
+    """The admin key; where there is none, any key."""
+    ADMIN = "admin"
+
+
+SMALL = 64 * 1024
+"""The largest body, in bytes, of requests that carry no text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One row. `body_limit` is in bytes; None: the server's max_body_bytes. /docs shows the first method only, the others are
+    its synonyms. `error_body` is the shape that errors have, `parameters` are OpenAPI's, for paths and queries."""
+
+    path: str
+    methods: tuple[str, ...] = ("POST",)
+    access: Access = Access.KEY
+    handler: Callable[[Service], Handler] | None = None
+    view: Callable[[Service, Request], Awaitable[Response]] | None = None
+    body_limit: int | None = None
+    requests: tuple[type[BaseModel], ...] = ()
+    response: Any = None
+    error_body: Callable[[ApiError], bytes] = ApiError.body
+    parameters: tuple[dict[str, Any], ...] = ()
+    hidden: bool = False
+
+
+def _parameter(name: str, where: str, kind: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": where, "required": where == "path", "schema": {"type": kind}, "description": description}
+
+
+GENERATED = responses.Generated | list[responses.Generated]
+TOKENIZE = (protocol.TokenizeRequest, protocol.TokenizeChatRequest)
+DETOKENIZE = (protocol.DetokenizeRequest,)
+FLUSH_PARAMETERS = (
+    _parameter("timeout", "query", "number", "seconds to wait until idle"),
+    _parameter("model", "query", "string", "only this model's replicas"),
+)
+
+# fmt: off
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint(path="/v1/chat/completions", handler=generate.chat_completions,
+             requests=(protocol.ChatCompletionRequest,), response=responses.ChatCompletion),
+    Endpoint(path="/v1/completions", handler=generate.completions,
+             requests=(protocol.CompletionRequest,), response=responses.Completion),
+    Endpoint(path="/v1/responses", handler=responses_api.create_response,
+             requests=(ResponsesRequest,), response=responses.Response),
+    Endpoint(path="/v1/messages", handler=anthropic.messages, error_body=anthropic_error,
+             requests=(MessagesRequest,), response=responses.Message),
+    Endpoint(path="/v1/messages/count_tokens", handler=anthropic.count_tokens, error_body=anthropic_error,
+             requests=(CountTokensRequest,), response=responses.InputTokens),
+    Endpoint(path="/generate", methods=("POST", "PUT"), handler=native.generate,
+             requests=(GenerateRequest,), response=GENERATED),
+
+    Endpoint(path="/tokenize", handler=operations.tokenize, requests=TOKENIZE, response=responses.TokenizeResponse),
+    Endpoint(path="/v1/tokenize", handler=operations.tokenize, hidden=True),
+    Endpoint(path="/detokenize", handler=operations.detokenize, requests=DETOKENIZE, response=responses.DetokenizeResponse),
+    Endpoint(path="/v1/detokenize", handler=operations.detokenize, hidden=True),
+
+    Endpoint(path="/v1/models", methods=("GET",), view=operations.list_models, response=responses.ModelList),
+    Endpoint(path="/v1/models/{model_id:path}", methods=("GET",), view=operations.get_model, response=responses.ModelCard,
+             parameters=(_parameter("model_id", "path", "string", "a served model"),)),
+
+    Endpoint(path="/abort_request", access=Access.ADMIN_OPTIONAL, handler=operations.abort_request, body_limit=SMALL,
+             requests=(protocol.AbortRequest,), response=responses.AbortResponse),
+    Endpoint(path="/flush_cache", methods=("POST", "GET"), access=Access.ADMIN_OPTIONAL, view=operations.flush_cache,
+             parameters=FLUSH_PARAMETERS),
+
+    Endpoint(path="/", methods=("GET",), access=Access.OPEN, view=operations.banner),
+    Endpoint(path="/health", methods=("GET",), access=Access.OPEN, view=operations.health),
+    Endpoint(path="/ready", methods=("GET",), access=Access.OPEN, view=operations.ready),
+    Endpoint(path="/metrics", methods=("GET",), access=Access.OPEN, view=operations.metrics),
+)
+# fmt: on
