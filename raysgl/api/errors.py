@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import orjson
 
 from raysgl.api.backend import QueueFull
+from raysgl.messages import Finish
 
 
 class ApiError(Exception):
@@ -77,12 +78,15 @@ def internal() -> ApiError:
     return ApiError(500, "The server had an error while processing your request", type="server_error", code="internal_error")
 
 
-def from_engine(status: int, message: str) -> ApiError:
-    """An engine's refusal or failure (`raysgl.messages.Finish` with a status)."""
+def from_engine(finish: Finish, constraint_field: str | None = None) -> ApiError:
+    """An engine's refusal or failure. `constraint_field`: what the request calls its constraint."""
+    status, message = finish.status, finish.message
     if status == 429:
         return queue_full(QueueFull(message, 1.0))
     if status == 503:
         return unavailable(message)
     if 400 <= status < 500:
+        if finish.param == "constraint" and constraint_field is not None:
+            return ApiError(status, f"{constraint_field}: {message}", param=constraint_field, code="invalid_value")
         return ApiError(status, message, code="invalid_request")
     return internal()

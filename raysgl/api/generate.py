@@ -12,6 +12,7 @@ from starlette.types import Receive
 from raysgl.api.answers import Answer, Style
 from raysgl.api.chat_answer import ChatAnswer
 from raysgl.api.completion_answer import CompletionAnswer
+from raysgl.api.constraint_request import constraint_field
 from raysgl.api.errors import bad_request
 from raysgl.api.extras import Extras, WithTokenIds
 from raysgl.api.generation import Generation, Job, Prompt
@@ -76,7 +77,7 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
         (ids,) = as_list(request.input_ids, "input_ids", texts=False, ids=True, several=False)
         check_ids(ids, model, "input_ids")
     ids = truncated(ids, cut, params, model)
-    prompt = Prompt(ids, fit(params, len(ids), model, request))
+    prompt = Prompt(ids, fit(params, len(ids), model, request), constraint_field=constraint_field(vars(request)))
     return request, model, [prompt], _style(request, model, bool(request.logprobs), request.top_logprobs)
 
 
@@ -85,7 +86,7 @@ async def prepare_completion(service: Service, data: dict[str, Any]) -> Prepared
     request = validate(CompletionRequest, data)
     model = service.model(request.model)
     params = sampling_params(request, model)
-    prompts, cut = [], request.truncate_prompt_tokens
+    prompts, cut, field = [], request.truncate_prompt_tokens, constraint_field(vars(request))
     for item in as_list(request.prompt, "prompt", texts=True, ids=True):
         if isinstance(item, str):
             special = request.add_special_tokens is not False
@@ -97,7 +98,7 @@ async def prepare_completion(service: Service, data: dict[str, Any]) -> Prepared
         if request.echo and (text is None or len(kept) < len(ids)):
             text = model.tokenizer.decode(kept, params.skip_special_tokens)
         ids, text = kept, text or ""
-        prompts.append(Prompt(ids, fit(params, len(ids), model, request), text))
+        prompts.append(Prompt(ids, fit(params, len(ids), model, request), text, constraint_field=field))
     style = _style(request, model, request.logprobs is not None, request.logprobs)
     style.echo = bool(request.echo)
     return request, model, prompts, style

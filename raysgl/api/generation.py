@@ -29,6 +29,8 @@ class Prompt:
     text: str = ""
     request_id: str | None = None
     extra_key: str | None = None
+    constraint_field: str | None = None
+    """What the request calls `sampling.constraint`."""
 
 
 @dataclass(slots=True)
@@ -177,7 +179,7 @@ class Generation:
                 continue  # sent before the engine heard of the stop string
             finish = output.finish
             if finish is not None and (finish.reason == "error" or finish.status >= 400):
-                raise from_engine(finish.status, finish.message)
+                raise from_engine(finish, self.job.prompts[prompt].constraint_field)
             if output.cached_tokens is not None:
                 self._count_prompt(prompt, output)
             before = text.num_tokens

@@ -9,7 +9,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from raysgl.api.errors import bad_request
+from raysgl.api.constraint_request import constraint_field, constraint_of
+from raysgl.api.errors import ApiError, bad_request
 from raysgl.api.generate import send_stream, send_whole
 from raysgl.api.generation import Generation, Job, Prompt
 from raysgl.api.http import Handler, Reply, read_body, until_disconnect
@@ -28,6 +29,7 @@ from raysgl.api.sampling_request import (
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.api.stop_regex import stop_patterns
+from raysgl.sampling.constraint import Constraint
 from raysgl.sampling.params import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -107,7 +109,9 @@ async def prepare(
             )
         params = resolve_length(params, len(tokens), model, DEFAULT_MAX_NEW_TOKENS, _field_name, name)
         own_key = "|".join(filter(None, (items.of("extra_key", i), request.cache_salt)))
-        prompts.append(Prompt(tokens, params, request_id=ids[i], extra_key=own_key))
+        field = constraint_field(vars(sampling))
+        constraint = field and f"sampling_params.{field}"
+        prompts.append(Prompt(tokens, params, request_id=ids[i], extra_key=own_key, constraint_field=constraint))
     if len({prompt.sampling.n for prompt in prompts}) > 1:
         raise bad_request("sampling_params.n must be the same for all prompts", "sampling_params.n")
     incremental = request.incremental_streaming_output
@@ -145,6 +149,7 @@ def _sampling_params(sampling: NativeSampling, items: Items, index: int, model: 
     settings["stop_regex"] = stop_patterns(sampling.stop_regex)
     settings["allowed_token_ids"] = allowed_token_ids(sampling.allowed_token_ids, model, sampling.min_new_tokens)
     settings["bad_words"] = bad_words(sampling.bad_words, model)
+    settings["constraint"] = _constraint(sampling)
     settings["stop_token_ids"] = tuple(sampling.stop_token_ids or ())
     settings["logit_bias"] = logit_bias(sampling.logit_bias)
     if items.of("return_logprob", index, False):
@@ -164,6 +169,13 @@ def _sampling_params(sampling: NativeSampling, items: Items, index: int, model: 
         if items.of("logprob_start_len", index, -1) != -1:
             raise bad_request("logprob_start_len needs return_logprob to be true", "logprob_start_len")
     return verified(settings, model, _field_name)
+
+
+def _constraint(sampling: NativeSampling) -> Constraint | None:
+    try:
+        return constraint_of(vars(sampling))
+    except ApiError as error:
+        raise bad_request(f"sampling_params: {error.message}", f"sampling_params.{error.param}", error.code) from None
 
 
 def _field_name(field: str) -> str:

@@ -32,6 +32,10 @@ class NativeSampling(BaseModel):
     stop_regex: str | list[str] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    json_schema: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    structural_tag: Any = None
     stream_interval: int | None = Field(None, ge=1, description="tokens in an event of a stream")
     ignore_eos: bool | None = None
     no_stop_trim: bool | None = Field(None, description="keep the stop string or token in the text")

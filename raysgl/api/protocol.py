@@ -59,6 +59,16 @@ class GenerationRequest(Request):
     stop_regex: str | list[str] | None = Field(None, description="the answer ends before what matches")
     allowed_token_ids: list[int] | None = Field(None, description="no other tokens are sampled")
     bad_words: list[str] | None = Field(None, description="texts that are not said")
+    response_format: Any = Field(None, description="text, json_object, json_schema or structural_tag")
+    json_schema: Any = Field(None, description="the answer follows it; an object, or JSON as a string")
+    regex: Any = Field(None, description="the whole answer matches it")
+    ebnf: Any = Field(None, description="a grammar in GBNF or Lark")
+    structural_tag: Any = Field(None, description="constraints between tags; an object, or JSON as a string")
+    structured_outputs: Any = Field(None, description="one of json, regex, choice, grammar, json_object, structural_tag")
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = Field(None, description="another name of no_stop_trim")
     no_stop_trim: bool | None = Field(None, description="keep the stop string or token in the text")

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from raysgl.api.constraint_request import constraint_of
 from raysgl.api.errors import bad_request
 from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from raysgl.api.served_model import ServedModel
@@ -49,6 +50,7 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, model: S
     settings["logit_bias"] = logit_bias(request.logit_bias)
     settings["allowed_token_ids"] = allowed_token_ids(request.allowed_token_ids, model, request.min_tokens)
     settings["bad_words"] = bad_words(request.bad_words, model)
+    settings["constraint"] = constraint_of(vars(request))
     if isinstance(request, ChatCompletionRequest):
         if request.max_completion_tokens is not None:
             settings["max_new_tokens"] = request.max_completion_tokens
