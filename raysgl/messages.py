@@ -14,6 +14,9 @@ import msgspec
 
 from raysgl.sampling.params import SamplingParams
 
+Level = Literal["debug", "info", "warning", "error", "critical"]
+"""How much is logged."""
+
 
 def pack_ids(ids: list[int]) -> bytes:
     """Token ids as little-endian int32 bytes."""
@@ -66,13 +69,42 @@ class Hello(msgspec.Struct, array_like=True, tag=True):
 
 
 class FlushCache(msgspec.Struct, array_like=True, tag=True):
-    """Drop the cached prefixes (only when idle). Answered with a `Flushed`."""
+    """Drop the cached prefixes (only when idle). Answered with a `Done`."""
 
     ingress: str
     uid: int
 
 
-ToEngine = Submit | Abort | Hello | FlushCache
+class ProfileRequest(msgspec.Struct, array_like=True):
+    """What to record of the steps to come, and where: see `raysgl.engine.profiling`. activities: of CPU and GPU. num_steps: 0
+    means until it is stopped. profile_id: the files' names begin with it."""
+
+    folder: str
+    profile_id: str
+    activities: list[str]
+    num_steps: int = 0
+    with_stack: bool = False
+    record_shapes: bool = False
+
+
+class Profile(msgspec.Struct, array_like=True, tag=True):
+    """Every shard begins to record its steps, or (None) stops and writes the trace. Answered with a `Done`."""
+
+    ingress: str
+    uid: int
+    start: ProfileRequest | None
+
+
+class SetLogLevel(msgspec.Struct, array_like=True, tag=True):
+    """Every shard, and every ingress that the engine knows, logs from this level on. Answered with a `Done`."""
+
+    ingress: str
+    uid: int
+    level: Level
+
+
+Command = FlushCache | Profile | SetLogLevel
+ToEngine = Submit | Abort | Hello | FlushCache | Profile | SetLogLevel
 
 
 # ------------------------------------------------------------------ engine -> ingress
@@ -118,12 +150,18 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     prompt_logprobs: list[TokenLogprob] | None = None
 
 
-class Flushed(msgspec.Struct, array_like=True, tag=True):
-    """The answer to `FlushCache`."""
+class Done(msgspec.Struct, array_like=True, tag=True):
+    """The answer to a `Command`."""
 
     uid: int
     ok: bool
     message: str
+
+
+class LogLevel(msgspec.Struct, array_like=True, tag=True):
+    """Log from this level on: a `SetLogLevel` that reached another ingress."""
+
+    level: Level
 
 
 class StepOutput(msgspec.Struct, array_like=True, tag=True):
@@ -137,10 +175,21 @@ class StepOutput(msgspec.Struct, array_like=True, tag=True):
     load: Load | None = None
 
 
-ToIngress = StepOutput | Flushed
+ToIngress = StepOutput | Done | LogLevel
 
 
 # ------------------------------------------------------------------ engine -> coordinator -> ingress mirrors
+
+
+class ReplicaFacts(msgspec.Struct, array_like=True):
+    """What a replica turned out to be; travels in `ReplicaInfo.keys["facts"]`. Sizes in tokens."""
+
+    device: str
+    tp_size: int
+    max_total_tokens: int
+    context_length: int
+    max_running: int
+    node: str = ""
 
 
 class Load(msgspec.Struct, array_like=True):

@@ -18,9 +18,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 
 from raysgl.actors.transport import KeyPair
-from raysgl.messages import KVEvents
+from raysgl.messages import KVEvents, ReplicaFacts
 from raysgl.routing import CoordinatorState, ReplicaInfo, Reply, Routed
-from raysgl.routing.messages import ReplicaJoined
+from raysgl.routing.messages import ReplicaJoined, facts_of
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +32,6 @@ GATHER_S = 0.01
 UNUSED_S = 60.0
 CALL_RETRIES = 3
 """A call made while the coordinator restarts (2 s) waits for it."""
-
-
-class ReplicaFacts(msgspec.Struct, array_like=True):
-    """What a replica turned out to be; travels in `ReplicaInfo.keys["facts"]`. Sizes in tokens."""
-
-    device: str
-    tp_size: int
-    max_total_tokens: int
-    context_length: int
-    max_running: int
-    node: str = ""
 
 
 class Phase(msgspec.Struct):
@@ -203,10 +192,6 @@ class CacheCoordinator:
                 self._tell()
             if now - self._called_at > UNUSED_S:
                 ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
-
-
-def facts_of(info: ReplicaInfo) -> ReplicaFacts:
-    return msgspec.msgpack.decode(info.keys["facts"], type=ReplicaFacts)
 
 
 def actor_name(application: str) -> str:

@@ -19,8 +19,27 @@ from raysgl.actors.transport import Endpoint, Transport
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.api.served_model import ServedModel
 from raysgl.cache.hashing import page_hashes
-from raysgl.messages import Abort, Finish, FlushCache, Flushed, Hello, Load, StepOutput, Submit, pack_ids
+from raysgl.log_level import set_log_level
+from raysgl.messages import (
+    Abort,
+    Command,
+    Done,
+    Finish,
+    FlushCache,
+    Hello,
+    Level,
+    Load,
+    LogLevel,
+    Profile,
+    ProfileRequest,
+    ReplicaFacts,
+    SetLogLevel,
+    Submit,
+    ToIngress,
+    pack_ids,
+)
 from raysgl.routing import Decision, Mirror, Refusal, ReplicaInfo, RouteRequest
+from raysgl.routing.messages import facts_of
 from raysgl.sampling.params import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -53,7 +72,7 @@ class Dispatcher:
         self._streams: dict[str, set[Stream]] = {}
         self._homeless: dict[LiveSequence, float] = {}
         self._arriving: dict[str, list[tuple[Stream, asyncio.Future[None]]]] = {}
-        self._flushes: dict[int, asyncio.Future[Flushed]] = {}
+        self._commands: dict[int, asyncio.Future[Done]] = {}
         self._loop = asyncio.get_running_loop()
         self._greeter = self._loop.create_task(self._look_after())
 
@@ -101,13 +120,31 @@ class Dispatcher:
         return aborted
 
     async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
-        names = [model] if model is not None else list(self.models)
-        engines = [engine for engine in self._engines.values() if engine.info.model in names]
+        engines = self._engines_of(model)
         if not engines:
             return False, "no replica is there"
         answers = await asyncio.gather(*(self._flush_one(engine, timeout) for engine in engines))
         refusals = [answer.message for answer in answers if not answer.ok]
         return (False, "; ".join(refusals)) if refusals else (True, answers[0].message)
+
+    async def profile(self, request: ProfileRequest | None, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        engines = self._engines_of(model)
+        answers = await asyncio.gather(
+            *(self._command(engine, lambda uid: Profile(self.name, uid, request)) for engine in engines)
+        )
+        return {engine.info.replica: (answer.ok, answer.message) for engine, answer in zip(engines, answers)}
+
+    async def set_log_level(self, level: Level) -> None:
+        set_log_level(level)
+        await asyncio.gather(
+            *(self._command(engine, lambda uid: SetLogLevel(self.name, uid, level)) for engine in self._engines.values())
+        )
+
+    def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
+        found: dict[str, dict[str, ReplicaFacts]] = {name: {} for name in self.models}
+        for engine in self._engines.values():
+            found.setdefault(engine.info.model, {})[engine.info.replica] = facts_of(engine.info)
+        return found
 
     def loads(self) -> dict[str, dict[str, Load]]:
         return self.mirror.loads()
@@ -142,9 +179,9 @@ class Dispatcher:
             return
         del self._engines[info.replica]
         engine.connection.close()
-        for future in engine.flushes:
+        for future in engine.commands:
             if not future.done():
-                future.set_result(Flushed(0, True, "the replica is gone"))
+                future.set_result(Done(0, True, "the replica is gone"))
         self._move(seq for seq in list(self._live.values()) if seq.placement and seq.placement.replica == info.replica)
 
     def num_live(self) -> int:
@@ -235,9 +272,12 @@ class Dispatcher:
 
     # ---------------------------------------------------------------- tokens
 
-    def _on_message(self, message: StepOutput | Flushed) -> None:
-        if isinstance(message, Flushed):
-            future = self._flushes.pop(message.uid, None)
+    def _on_message(self, message: ToIngress) -> None:
+        if isinstance(message, LogLevel):
+            set_log_level(message.level)
+            return
+        if isinstance(message, Done):
+            future = self._commands.pop(message.uid, None)
             if future is not None and not future.done():
                 future.set_result(message)
             return
@@ -311,20 +351,29 @@ class Dispatcher:
 
     # ---------------------------------------------------------------- upkeep
 
-    async def _flush_one(self, engine: _Engine, timeout: float) -> Flushed:
+    async def _flush_one(self, engine: _Engine, timeout: float) -> Done:
         """Asks until it is done or the time is up; a replica that is busy refuses."""
         deadline = time.monotonic() + timeout
         while True:
-            uid = next(self._uids)
-            future: asyncio.Future[Flushed] = self._loop.create_future()
-            self._flushes[uid] = future
-            engine.flushes.add(future)
-            engine.connection.send(FlushCache(self.name, uid))
-            answer = await future
-            engine.flushes.discard(future)
+            answer = await self._command(engine, lambda uid: FlushCache(self.name, uid))
             if answer.ok or time.monotonic() + FLUSH_RETRY_S > deadline:
                 return answer
             await asyncio.sleep(FLUSH_RETRY_S)
+
+    async def _command(self, engine: _Engine, make: Callable[[int], Command]) -> Done:
+        """Send a command to a replica, and wait for its answer."""
+        uid = next(self._uids)
+        future: asyncio.Future[Done] = self._loop.create_future()
+        self._commands[uid] = future
+        engine.commands.add(future)
+        engine.connection.send(make(uid))
+        answer = await future
+        engine.commands.discard(future)
+        return answer
+
+    def _engines_of(self, model: str | None) -> list[_Engine]:
+        """Those of one model, or all."""
+        return [engine for engine in self._engines.values() if model in (None, engine.info.model)]
 
     async def _look_after(self) -> None:
         """Tell the engines that this ingress is there; give up on streams that found no replica for too long."""
@@ -361,4 +410,4 @@ class _Engine:
     def __init__(self, info: ReplicaInfo, connection: EngineConnection):
         self.info = info
         self.connection = connection
-        self.flushes: set[asyncio.Future[Flushed]] = set()
+        self.commands: set[asyncio.Future[Done]] = set()

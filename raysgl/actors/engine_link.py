@@ -19,11 +19,12 @@ import zmq
 from raysgl.actors.transport import Endpoint, Transport
 from raysgl.messages import (
     Abort,
+    Done,
     Finish,
     FlushCache,
-    Flushed,
     Hello,
     Load,
+    LogLevel,
     SequenceOutput,
     StepOutput,
     Submit,
@@ -66,8 +67,12 @@ class EngineOutbox:
         """Send a step's outputs, by ingress. The lists are not to be changed afterwards."""
         self._queue.put((outputs, step, load, time.monotonic()))
 
-    def answer(self, ingress: str, message: Flushed) -> None:
+    def answer(self, ingress: str, message: Done) -> None:
         self._queue.put((ingress, message))
+
+    def tell_all(self, message: LogLevel) -> None:
+        """Send it to every ingress that has introduced itself."""
+        self._queue.put((message,))
 
     def greet(self, hello: Hello) -> None:
         """Learn where an ingress listens; must come before anything is sent to it."""
@@ -105,6 +110,9 @@ class EngineOutbox:
             outputs, step, load, sent_at = item
             for ingress, mine in outputs.items():
                 self._send(ingress, StepOutput(self._replica, self._epoch, step, sent_at, mine, load))
+        elif len(item) == 1:
+            for ingress in list(self._peers):
+                self._send(ingress, *item)
         elif len(item) == 2:
             self._send(*item)
 

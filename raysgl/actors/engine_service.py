@@ -14,7 +14,7 @@ from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import Runner, StepPlan
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.grammar.interface import Grammars
-from raysgl.messages import KVEvent, KVEvents, Load, SequenceOutput, ToEngine
+from raysgl.messages import KVEvent, KVEvents, Load, LogLevel, Profile, SequenceOutput, SetLogLevel, ToEngine
 from raysgl.routing.messages import Reply
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class EngineService:
         coordination: Coordination,
         fatal: Callable[[str], None],
         broadcast: Callable[[StepPlan], None] | None = None,
+        command: Callable[[Profile | SetLogLevel], tuple[bool, str]] | None = None,
         overlap: bool = True,
         grammars: Grammars | None = None,
     ):
@@ -66,10 +67,12 @@ class EngineService:
             publish=self._publish,
             broadcast=broadcast,
             answer=self.outbox.answer,
+            command=self._command,
             overlap=overlap,
         )
         self._outputs: dict[str, list[SequenceOutput]] = {}
         self._fatal = fatal
+        self._carry_out = command
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
     def start(self) -> None:
@@ -92,6 +95,13 @@ class EngineService:
     def vitals(self) -> tuple[int, bool]:
         """(steps taken in, whether idle): idle or moving is healthy."""
         return self.loop.progress, self.loop.idle
+
+    def _command(self, message: Profile | SetLogLevel) -> tuple[bool, str]:
+        if self._carry_out is None:
+            return False, "this engine takes no commands"
+        if isinstance(message, SetLogLevel):
+            self.outbox.tell_all(LogLevel(message.level))
+        return self._carry_out(message)
 
     def _receive(self, timeout: float) -> list[ToEngine]:
         self.publisher.tick()

@@ -25,7 +25,6 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.serve.handle import DeploymentHandle
 
 from raysgl.actors import coordinator as coordination
-from raysgl.actors.coordinator import facts_of
 from raysgl.actors.dispatcher import Dispatcher
 from raysgl.actors.errors import sentence
 from raysgl.actors.http import App, HttpServer, bridge, listening_socket
@@ -34,6 +33,7 @@ from raysgl.actors.transport import KeyPair, Transport
 from raysgl.api.app import create_app
 from raysgl.config import AppConfig
 from raysgl.routing import Mirror, ReplicaInfo, Updates
+from raysgl.routing.messages import facts_of
 
 log = logging.getLogger(__name__)
 

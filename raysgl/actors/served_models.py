@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from raysgl.api.chat_template import ChatTemplate
 from raysgl.api.served_model import ServedModel
@@ -46,7 +47,15 @@ def load_served_model(config: EngineConfig) -> ServedModel:
         page_size=config.page_size,
         defaults=sampling_defaults(checkpoint.folder) if config.sampling_defaults == "model" else {},
         created=int(time.time()),
+        config=config,
+        **_names(checkpoint.folder),
     )
+
+
+def _names(folder: Path) -> dict[str, Any]:
+    """What config.json calls the model."""
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {"model_type": found.get("model_type", ""), "architectures": tuple(found.get("architectures") or ())}
 
 
 def sampling_defaults(folder: Path) -> dict[str, object]:

@@ -23,7 +23,6 @@ from ray.actor import ActorHandle
 
 from raysgl.actors import autoscaling
 from raysgl.actors import coordinator as coordination
-from raysgl.actors.coordinator import ReplicaFacts
 from raysgl.actors.engine_service import EngineService
 from raysgl.actors.step_channel import PlanFollower, PlanPublisher
 from raysgl.actors.transport import Endpoint, KeyPair, Transport
@@ -31,7 +30,8 @@ from raysgl.config import EngineConfig
 from raysgl.engine.defaults import resolve_defaults
 from raysgl.engine.plan import StepPlan
 from raysgl.engine.scheduler import SchedulerConfig
-from raysgl.messages import KVEvents, Load
+from raysgl.log_level import FORMAT, set_log_level
+from raysgl.messages import KVEvents, Load, Profile, ReplicaFacts, SetLogLevel
 from raysgl.routing import ReplicaInfo, Reply
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ModelShard:
     """Called by its `EngineReplica` in this order: `rendezvous` (rank 0), `load` (all), `serve` (rank 0)."""
 
     def __init__(self, spec: ShardSpec):
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO, format=FORMAT)
         self._spec = spec
         self._config = spec.engine
         self._coordinator = coordination.connect(spec.application)
@@ -104,7 +104,7 @@ class ModelShard:
         await asyncio.to_thread(self._load, rendezvous)
         if self._spec.rank > 0:
             follower = PlanFollower(self._transport, self._spec.rank, rendezvous.plans)
-            self._thread(lambda: follower.follow(self._execute), "follower")
+            self._thread(lambda: follower.follow(self._execute, self._command), "follower")
 
     async def serve(self) -> ReplicaFacts:
         """Rank 0: when all ranks follow, start the loop and tell the coordinator."""
@@ -166,6 +166,7 @@ class ModelShard:
 
         from raysgl import distributed, models
         from raysgl.engine.background import BackgroundRunner
+        from raysgl.engine.profiling import StepProfiler
         from raysgl.engine.runner import ModelRunner
 
         spec, config = self._spec, self._config
@@ -184,6 +185,8 @@ class ModelShard:
             return ModelRunner(config, self._checkpoint, spec.rank, group, device, self._progress)
 
         self._runner = BackgroundRunner(make) if spec.device == "cpu" else make()
+        inner = self._runner.runner if spec.device == "cpu" else self._runner
+        self._profiler = StepProfiler(inner, spec.replica, spec.rank)
         # Weights and modules live as long as the process: the garbage collector need not walk them again.
         gc.collect()
         gc.freeze()
@@ -205,6 +208,7 @@ class ModelShard:
             coordination=self,
             fatal=_exit,
             broadcast=self._publisher.send if self._publisher is not None else None,
+            command=self._command_all,
             # On a CPU a step ahead hides nothing (the device is the host) and costs a step of latency.
             overlap=spec.device == "cuda" and not config.disable_overlap_schedule,
             grammars=self._grammars,
@@ -247,6 +251,26 @@ class ModelShard:
             radix_cache=not config.disable_radix_cache,
             group_prefixes=limits.group_prefixes,
         )
+
+    def _command_all(self, message: Profile | SetLogLevel) -> tuple[bool, str]:
+        """Rank 0: have all ranks carry it out; the answer is its own."""
+        if self._publisher is not None:
+            self._publisher.command(message)
+        return self._command(message)
+
+    def _command(self, message: Profile | SetLogLevel) -> tuple[bool, str]:
+        if isinstance(message, SetLogLevel):
+            set_log_level(message.level)
+            return True, f"log level {message.level}"
+        profiler, request = self._profiler, message.start
+
+        def switch() -> tuple[bool, str]:
+            return profiler.stop() if request is None else profiler.start(request)
+
+        done = self._runner.call(switch) if self._spec.device == "cpu" else switch()
+        if not done[0]:
+            log.warning("rank %d: profile: %s", self._spec.rank, done[1])
+        return done
 
     def _execute(self, plan: StepPlan) -> None:
         """On other ranks than 0. On a CPU the step has run when this returns; a failure must be seen, and ends the rank."""

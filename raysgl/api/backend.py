@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from raysgl.api.served_model import ServedModel
-from raysgl.messages import Load, SequenceOutput
+from raysgl.messages import Level, Load, ProfileRequest, ReplicaFacts, SequenceOutput
 from raysgl.sampling.params import SamplingParams
 
 
@@ -58,6 +58,16 @@ class Backend(Protocol):
 
     async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
         """Drop cached prefixes of all replicas. False with a reason while requests are running."""
+
+    async def profile(self, request: ProfileRequest | None, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        """Begin to record the steps of every replica's shards, or (None) stop. replica -> whether it did, and a sentence: where the
+        trace is, or why not."""
+
+    async def set_log_level(self, level: Level) -> None:
+        """Of every ingress and engine."""
+
+    def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
+        """model name -> replica id -> what it is. Those that have started."""
 
     def loads(self) -> dict[str, dict[str, Load]]:
         """model name -> replica id -> load, as last reported."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raysgl.api import generate, native, operations, protocol, responses
+from raysgl.api import admin, generate, info, native, operations, probe, protocol, responses
 from raysgl.api.anthropic import endpoints as anthropic
 from raysgl.api.anthropic.answer import error_body as anthropic_error
 from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
@@ -71,6 +71,13 @@ FLUSH_PARAMETERS = (
     _parameter("model", "query", "string", "only this model's replicas"),
 )
 
+MODEL_PARAMETERS = (_parameter("model", "query", "string", "where several are served"),)
+LOADS_PARAMETERS = (
+    _parameter("include", "query", "string", f"some of {', '.join(info.SECTIONS)}, separated by commas; default: all"),
+    _parameter("format", "query", "string", "json or prometheus"),
+    _parameter("model", "query", "string", "only this model's replicas"),
+)
+
 # fmt: off
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/v1/chat/completions", handler=generate.chat_completions,
@@ -99,6 +106,24 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              requests=(protocol.AbortRequest,), response=responses.AbortResponse),
     Endpoint(path="/flush_cache", methods=("POST", "GET"), access=Access.ADMIN_OPTIONAL, view=operations.flush_cache,
              parameters=FLUSH_PARAMETERS),
+
+    Endpoint(path="/start_profile", access=Access.ADMIN, handler=admin.start_profile, body_limit=SMALL,
+             requests=(protocol.StartProfileRequest,), response=responses.Profiled),
+    Endpoint(path="/stop_profile", access=Access.ADMIN, handler=admin.stop_profile, body_limit=SMALL,
+             requests=(protocol.StopProfileRequest,), response=responses.Profiled),
+    Endpoint(path="/configure_logging", access=Access.ADMIN, handler=admin.configure_logging, body_limit=SMALL,
+             requests=(protocol.ConfigureLoggingRequest,), response=responses.Logging),
+
+    Endpoint(path="/model_info", methods=("GET",), view=info.model_info, response=responses.ModelInfo,
+             parameters=MODEL_PARAMETERS),
+    Endpoint(path="/get_model_info", methods=("GET",), view=info.model_info, hidden=True),
+    Endpoint(path="/server_info", methods=("GET",), view=info.server_info, parameters=MODEL_PARAMETERS),
+    Endpoint(path="/get_server_info", methods=("GET",), view=info.server_info, hidden=True),
+    Endpoint(path="/v1/loads", methods=("GET",), view=info.loads, parameters=LOADS_PARAMETERS),
+    Endpoint(path="/invocations", handler=generate.chat_completions,
+             requests=(protocol.ChatCompletionRequest,), response=responses.ChatCompletion),
+    Endpoint(path="/ping", methods=("GET",), access=Access.OPEN, view=operations.health),
+    Endpoint(path="/health_generate", methods=("GET",), access=Access.OPEN, view=probe.health_generate),
 
     Endpoint(path="/", methods=("GET",), access=Access.OPEN, view=operations.banner),
     Endpoint(path="/health", methods=("GET",), access=Access.OPEN, view=operations.health),

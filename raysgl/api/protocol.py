@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from raysgl.api.errors import ApiError, bad_request
 from raysgl.api.unsupported import refuse_unsupported
+from raysgl.messages import Level
 
 _TEXTS = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
 _IDS: list[dict[str, Any]] = [{"type": "array", "items": {"type": "integer"}}]
@@ -169,6 +170,30 @@ class AbortRequest(BaseModel):
 
     rid: str | None = Field(None, description="the id of a request, exactly")
     abort_all: bool = False
+
+
+class StartProfileRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="only this model's replicas")
+    output_dir: str | None = Field(None, description="a folder inside the setting profile_dir")
+    activities: list[Literal["CPU", "GPU"]] | None = Field(None, min_length=1)
+    num_steps: int | None = Field(None, ge=1, description="stop after so many steps; default: at /stop_profile")
+    profile_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,100}$", description="the files' names begin with it")
+    with_stack: bool | None = None
+    record_shapes: bool | None = None
+
+
+class StopProfileRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="only this model's replicas")
+
+
+class ConfigureLoggingRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    log_level: Level = Field(description="of every ingress and engine")
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -115,6 +115,32 @@ class Generated(BaseModel):
     index: int | None = None
 
 
+class ModelInfo(BaseModel):
+    model_path: str
+    served_model_name: str
+    tokenizer_path: str
+    is_generation: bool
+    weight_version: str
+    load_format: str
+    model_type: str
+    architectures: list[str]
+
+
+class ProfiledReplica(BaseModel):
+    ok: bool
+    message: str
+
+
+class Profiled(BaseModel):
+    """replica -> whether it did, and where its trace is, or why not."""
+
+    replicas: dict[str, ProfiledReplica]
+
+
+class Logging(BaseModel):
+    log_level: str
+
+
 class ModelCard(BaseModel):
     id: str
     object: str

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from raysgl.api.chat_template import ChatTemplate
     from raysgl.api.tokenizer import Tokenizer
+    from raysgl.config import EngineConfig
 
 
 @dataclass
@@ -16,7 +17,8 @@ class ServedModel:
 
     `max_total_tokens` is the size of the KV pool in tokens (0: not known).
     `defaults` holds sampling parameters from generation_config.json, by `SamplingParams` name.
-    `eos_token_ids` end a sequence unless `ignore_eos`.
+    `eos_token_ids` end a sequence unless `ignore_eos`. `config`: what its engines were started with. `model_type` and
+    `architectures` are the checkpoint's own names.
     """
 
     name: str
@@ -30,6 +32,9 @@ class ServedModel:
     max_total_tokens: int = 0
     defaults: dict[str, object] = field(default_factory=dict)
     created: int = 0
+    config: EngineConfig | None = None
+    model_type: str = ""
+    architectures: tuple[str, ...] = ()
 
     def token_limit(self) -> tuple[int, str]:
         """How many tokens prompt and answer can have together at most, and which limit that is."""

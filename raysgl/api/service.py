@@ -19,6 +19,10 @@ class Service:
     gate: Gate
     metrics: Metrics
 
+    def first_model(self) -> ServedModel:
+        """For what is said of the server as a whole."""
+        return next(iter(self.backend.models.values()))
+
     def model(self, name: str | None) -> ServedModel:
         """The model that a request names. ApiError 404 for one that is not there; 400 for none where there are several."""
         models = self.backend.models

@@ -46,6 +46,12 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "require_reasoning": NOTHING,
     "beam_width": NOTHING,
     "watermark": NOTHING,
+    "start_step": NOTHING,
+    "profile_by_stage": NOTHING,
+    "profile_stages": NOTHING,
+    "profile_prefix": NOTHING,
+    "merge_profiles": NOTHING,
+    "detailed_annotations": NOTHING,
 }
 """name -> values that are the same as leaving it out."""
 

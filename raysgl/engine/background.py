@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from raysgl.engine.plan import Runner, StepPlan, StepResult
 from raysgl.sampling.token_masks import TokenMasks
 
 R = TypeVar("R", bound=Runner)
+T = TypeVar("T")
 
 
 class BackgroundStep:
@@ -45,7 +46,7 @@ class BackgroundRunner(Generic[R]):
     """
 
     def __init__(self, make: Callable[[], R]):
-        self._queue: SimpleQueue[tuple[StepPlan, Future[StepResult]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._masks: SimpleQueue[TokenMasks | None] = SimpleQueue()
         made: Future[R] = Future()
         threading.Thread(target=self._work, args=(make, made), name="step", daemon=True).start()
@@ -53,12 +54,25 @@ class BackgroundRunner(Generic[R]):
         self.num_pages = self.runner.num_pages
 
     def launch(self, plan: StepPlan) -> BackgroundStep:
-        future: Future[StepResult] = Future()
-        self._queue.put((plan, future))
-        return BackgroundStep(future)
+        return BackgroundStep(self._submit(lambda: self._run(plan)))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run it in the thread, behind the steps that have been launched. Raises what it raises."""
+        return self._submit(function).result()
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._queue.put((work, future))
+        return future
 
     def sample(self, masks: TokenMasks | None) -> None:
         self._masks.put(masks)
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        step = self.runner.launch(plan)
+        if plan.guided:
+            self.runner.sample(self._masks.get())
+        return step.result()
 
     def close(self) -> None:
         """End the thread after what is queued."""
@@ -72,11 +86,8 @@ class BackgroundRunner(Generic[R]):
             return
         made.set_result(runner)
         while (item := self._queue.get()) is not None:
-            plan, future = item
+            work, future = item
             try:
-                step = runner.launch(plan)
-                if plan.guided:
-                    runner.sample(self._masks.get())
-                future.set_result(step.result())
+                future.set_result(work())
             except BaseException as error:  # noqa: BLE001  (it belongs to whoever asks for the result)
                 future.set_exception(error)

@@ -19,7 +19,19 @@ from raysgl.engine.plan import PendingStep, Runner, StepPlan
 from raysgl.engine.plan_builder import Step
 from raysgl.engine.rates import Rates
 from raysgl.engine.scheduler import Scheduler
-from raysgl.messages import Abort, FlushCache, Flushed, KVEvent, Load, SequenceOutput, Submit, ToEngine
+from raysgl.messages import (
+    Abort,
+    Command,
+    Done,
+    FlushCache,
+    KVEvent,
+    Load,
+    Profile,
+    SequenceOutput,
+    SetLogLevel,
+    Submit,
+    ToEngine,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +55,8 @@ class EngineLoop:
     emit(outputs): what is new, by ingress. Called once a step at most.
     broadcast(plan): tells the other shards to launch the same step; None when there are none.
     publish(events, load): cache events and load, for the coordinator; cheap, called once a round.
-    answer(ingress, message): replies to a `FlushCache`.
+    command(message): carries out a command that is no `FlushCache`: whether it was done, and a sentence about it.
+    answer(ingress, message): replies to a command.
     """
 
     def __init__(
@@ -54,12 +67,14 @@ class EngineLoop:
         emit: Callable[[dict[str, list[SequenceOutput]]], None],
         publish: Callable[[list[KVEvent], Load], None],
         broadcast: Callable[[StepPlan], None] | None = None,
-        answer: Callable[[str, Flushed], None] | None = None,
+        answer: Callable[[str, Done], None] | None = None,
+        command: Callable[[Profile | SetLogLevel], tuple[bool, str]] | None = None,
         overlap: bool = True,
     ):
         self.scheduler = scheduler
         self._runner = runner
         self._receive, self._emit, self._publish, self._broadcast, self._answer = receive, emit, publish, broadcast, answer
+        self._command = command
         self._depth = 1 if overlap else 0
         self._launched: deque[tuple[Step, PendingStep]] = deque()
         self._guided: Step | None = None
@@ -139,10 +154,15 @@ class EngineLoop:
                 self.scheduler.abort(message.ingress, message.uids)
                 for uid in message.uids:
                     self._arrived.pop((message.ingress, uid), None)
-            elif isinstance(message, FlushCache) and self._answer is not None:
-                ok, text = self.scheduler.flush()
-                self._answer(message.ingress, Flushed(message.uid, ok, text))
+            elif isinstance(message, FlushCache):
+                self._reply(message, self.scheduler.flush())
+            elif isinstance(message, Profile | SetLogLevel) and self._command is not None:
+                self._reply(message, self._command(message))
         return bool(messages)
+
+    def _reply(self, message: Command, done: tuple[bool, str]) -> None:
+        if self._answer is not None:
+            self._answer(message.ingress, Done(message.uid, *done))
 
     def _launch_next(self) -> bool:
         """Plan and launch a step, unless enough are on their way. While a long one runs this waits until it is about to end, so

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from raysgl.messages import KVEvents, Load
+from raysgl.messages import KVEvents, Load, ReplicaFacts
 
 
 class ReplicaInfo(msgspec.Struct, array_like=True):
@@ -127,3 +127,8 @@ class Reply(msgspec.Struct, array_like=True):
 
     coordinator_epoch: int
     action: Literal["none", "register", "snapshot", "dead"] = "none"
+
+
+def facts_of(info: ReplicaInfo) -> ReplicaFacts:
+    """What a replica turned out to be."""
+    return msgspec.msgpack.decode(info.keys["facts"], type=ReplicaFacts)

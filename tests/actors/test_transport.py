@@ -11,7 +11,19 @@ from raysgl.actors.ingress_link import EngineConnection, OutputReader
 from raysgl.actors.step_channel import PlanFollower, PlanPublisher
 from raysgl.actors.transport import Endpoint, KeyPair, Transport
 from raysgl.engine.plan import StepPlan
-from raysgl.messages import Abort, Flushed, Hello, SequenceOutput, StepOutput, Submit, pack_ids
+from raysgl.messages import (
+    Abort,
+    Done,
+    Hello,
+    LogLevel,
+    Profile,
+    ProfileRequest,
+    SequenceOutput,
+    SetLogLevel,
+    StepOutput,
+    Submit,
+    pack_ids,
+)
 from raysgl.sampling.params import SamplingParams
 
 HOST = "127.0.0.1"
@@ -96,12 +108,26 @@ async def test_submissions_of_one_turn_come_in_order_and_tokens_come_back_in_ord
     assert [m.uid for m in got[:20]] == list(range(20)) and got[20] == Abort("i", [3])
     for step in range(200):
         engine.outbox.emit({"i": [SequenceOutput(1, [step]), SequenceOutput(2, [step])]}, step)
-    engine.outbox.answer("i", Flushed(9, True, "done"))
+    engine.outbox.answer("i", Done(9, True, "done"))
     await ingress.until(lambda: len(ingress.got) == 201)
     assert [m.step for m in ingress.got[:200]] == list(range(200))
     assert all(m.replica == "replica" and m.outputs[1].token_ids == [m.step] for m in ingress.got[:200])
-    assert ingress.got[200] == Flushed(9, True, "done")
+    assert ingress.got[200] == Done(9, True, "done")
     ingress.close()
+
+
+async def test_commands_come_to_the_engine_and_log_levels_to_all_ingresses(transports, engine):
+    first, second = IngressEnd(transports(), engine, "i"), IngressEnd(transports(), engine, "j")
+    sent = [SetLogLevel("i", 1, "debug"), Profile("i", 2, ProfileRequest("f", "p", ["CPU"], 3)), Profile("j", 3, None)]
+    for message in sent[:2]:
+        first.engine.send(message)
+    second.engine.send(sent[2])
+    assert sorted(await engine.receive(3), key=lambda message: message.uid) == sent
+    engine.outbox.tell_all(LogLevel("debug"))
+    for ingress in (first, second):
+        await ingress.until(lambda ingress=ingress: ingress.got)
+        assert ingress.got == [LogLevel("debug")]
+        ingress.close()
 
 
 async def test_outputs_wait_for_an_ingress_that_is_still_connecting(transports, engine):
@@ -202,15 +228,17 @@ async def test_followers_get_every_plan_after_the_hand_shake(transports):
 
     async def follow(rank):
         follower = PlanFollower(transports(), rank, publisher.endpoints)
-        await asyncio.to_thread(follower.follow, lambda plan: seen[rank].append(plan.step))
+        await asyncio.to_thread(follower.follow, lambda plan: seen[rank].append(plan.step), seen[rank].append)
 
     tasks = [asyncio.create_task(follow(rank)) for rank in seen]
     await asyncio.to_thread(publisher.wait_for_followers, 20)
     for step in range(3000):
         publisher.send(StepPlan(step, b"", b"", b"", b"", 0, b"", b"", b"", b"", []))
+    command = Profile("i", 1, ProfileRequest("folder", "id", ["CPU"]))
+    publisher.command(command)
     publisher.close()
     await asyncio.wait_for(asyncio.gather(*tasks), 20)
-    assert seen == {1: list(range(3000)), 2: list(range(3000))}
+    assert seen == {1: [*range(3000), command], 2: [*range(3000), command]}
 
 
 async def test_a_follower_that_never_comes_is_an_error(transports):

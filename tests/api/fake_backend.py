@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raysgl.api.served_model import ServedModel
-from raysgl.messages import Finish, Load, SequenceOutput, TokenLogprob
+from raysgl.messages import Finish, Load, ProfileRequest, ReplicaFacts, SequenceOutput, TokenLogprob
 from raysgl.sampling.params import SamplingParams
 
 
@@ -72,6 +72,8 @@ class FakeBackend:
         self.cancelled_submits = 0
         self.is_ready = True
         self.flushed: list[tuple[str | None, float]] = []
+        self.profiles: list[tuple[ProfileRequest | None, str | None]] = []
+        self.log_levels: list[str] = []
 
     @property
     def last(self) -> FakeStream:
@@ -137,6 +139,16 @@ class FakeBackend:
     async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
         self.flushed.append((model, timeout))
         return (True, "Cache flushed.") if self.is_ready else (False, "2 requests are running")
+
+    async def profile(self, request: ProfileRequest | None, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        self.profiles.append((request, model))
+        return {"replica-0": (self.is_ready, "said")}
+
+    async def set_log_level(self, level: str) -> None:
+        self.log_levels.append(level)
+
+    def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
+        return {name: {"replica-0": ReplicaFacts("cpu", 2, 1600, 512, 8, "10.0.0.1")} for name in self.models}
 
     def loads(self) -> dict[str, dict[str, Load]]:
         load = Load(running=3, waiting=2, free_pages=50, cached_pages=30, total_pages=100, prompt_tokens=400, cached_tokens=100)

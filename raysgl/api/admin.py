@@ -1,0 +1,82 @@
+"""What changes a running server: profiles of its steps, how much it logs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import PurePosixPath
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from raysgl.api.errors import bad_request, unavailable
+from raysgl.api.http import Handler, Reply, read_body
+from raysgl.api.protocol import ConfigureLoggingRequest, StartProfileRequest, StopProfileRequest, T, parse_json, validate
+from raysgl.api.served_model import ServedModel
+from raysgl.api.service import Service
+from raysgl.config import EngineConfig
+from raysgl.messages import ProfileRequest
+
+
+def start_profile(service: Service) -> Handler:
+    """The handler of POST /start_profile."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        request = await _read(headers, receive, StartProfileRequest)
+        model = service.first_model() if request.model is None else service.model(request.model)
+        profile = ProfileRequest(
+            folder=_folder(model, request.output_dir),
+            profile_id=request.profile_id or str(time.time()),
+            activities=request.activities or ["CPU", "GPU"],
+            num_steps=request.num_steps or 0,
+            with_stack=bool(request.with_stack),
+            record_shapes=bool(request.record_shapes),
+        )
+        await _answer(await service.backend.profile(profile, request.model), reply)
+
+    return handle
+
+
+def stop_profile(service: Service) -> Handler:
+    """The handler of POST /stop_profile."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        request = await _read(headers, receive, StopProfileRequest)
+        if request.model is not None:
+            service.model(request.model)
+        await _answer(await service.backend.profile(None, request.model), reply)
+
+    return handle
+
+
+def configure_logging(service: Service) -> Handler:
+    """The handler of POST /configure_logging."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        request = await _read(headers, receive, ConfigureLoggingRequest)
+        await service.backend.set_log_level(request.log_level)
+        await reply.whole(orjson.dumps({"log_level": request.log_level}))
+
+    return handle
+
+
+async def _read(headers: Headers, receive: Receive, kind: type[T]) -> T:
+    """The request; an empty body is an empty request. ApiError."""
+    body = await read_body(headers, receive)
+    return validate(kind, parse_json(body or b"{}"))
+
+
+def _folder(model: ServedModel, asked: str | None) -> str:
+    """Clients choose folders inside the setting's alone: they must not be able to write anywhere else. ApiError 400."""
+    root = PurePosixPath((model.config or EngineConfig(model_path=model.model_path)).profile_dir)
+    folder = root / (asked or "")
+    if ".." in folder.parts or not folder.is_relative_to(root):
+        raise bad_request(f"output_dir must be a folder inside {root}", "output_dir")
+    return str(folder)
+
+
+async def _answer(done: dict[str, tuple[bool, str]], reply: Reply) -> None:
+    if not done:
+        raise unavailable("no replica is there")
+    replicas = {replica: {"ok": ok, "message": message} for replica, (ok, message) in done.items()}
+    await reply.whole(orjson.dumps({"replicas": replicas}), 200 if all(ok for ok, _ in done.values()) else 400)
