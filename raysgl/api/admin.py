@@ -79,4 +79,6 @@ async def _answer(done: dict[str, tuple[bool, str]], reply: Reply) -> None:
     if not done:
         raise unavailable("no replica is there")
     replicas = {replica: {"ok": ok, "message": message} for replica, (ok, message) in done.items()}
-    await reply.whole(orjson.dumps({"replicas": replicas}), 200 if all(ok for ok, _ in done.values()) else 400)
+    problems = [f"{replica}: {message}" for replica, (ok, message) in done.items() if not ok]
+    error = {"error": bad_request("; ".join(problems), code="profile_failed").info()} if problems else {}
+    await reply.whole(orjson.dumps({"replicas": replicas} | error), 400 if problems else 200)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,12 +13,9 @@ from starlette.responses import Response
 import raysgl
 from raysgl.api import operations, responses
 from raysgl.api.backend import Backend
-from raysgl.api.call import Calls, current
 from raysgl.api.endpoints import ENDPOINTS, Endpoint
 from raysgl.api.errors import ApiError
-from raysgl.api.http import Gate, HandlerResponse
-from raysgl.api.keys import KeyRing
-from raysgl.api.limits import Limits
+from raysgl.api.http import Gate, HandlerResponse, RequestIds
 from raysgl.api.metrics import Metrics
 from raysgl.api.service import Service
 from raysgl.config import ServerConfig
@@ -32,14 +28,12 @@ def create_app(backend: Backend, settings: ServerConfig | None = None) -> FastAP
     """The application. `app.state.gate` (`raysgl.api.http.Gate`) counts open requests and drains; `app.state.service` is
     what the endpoints share."""
     gate = Gate()
-    settings = settings or ServerConfig()
-    metrics = Metrics(backend, lambda: gate.open)
-    service = Service(backend, settings, gate, metrics, KeyRing(settings), Limits(settings.num_ingress))
+    service = Service(backend, settings or ServerConfig(), gate, Metrics(backend, lambda: gate.open))
     app = FastAPI(
-        title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", openapi_url=None, telemetry=NO_TELEMETRY
+        title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", redoc_url=None, telemetry=NO_TELEMETRY
     )
     app.state.gate, app.state.service = gate, service
-    app.add_middleware(Calls)
+    app.add_middleware(RequestIds)
     for row in ENDPOINTS:
         _add(app, row, service)
     _add_errors(app)
@@ -49,9 +43,11 @@ def create_app(backend: Backend, settings: ServerConfig | None = None) -> FastAP
 
 def _add(app: FastAPI, row: Endpoint, service: Service) -> None:
     run = _run(row, service)
-    answers: dict[int | str, dict[str, Any]] = {"4XX": {"model": responses.ErrorResponse}}
+    error = responses.ErrorResponse if row.error_body is ApiError.body else responses.AnthropicError
+    answers: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in row.media}}}
+    answers |= {"4XX": {"model": error}, "5XX": {"model": error}}
     if row.response is not None:
-        answers[200] = {"model": row.response}
+        answers[200]["model"] = row.response
     for i, method in enumerate(row.methods):
         app.add_api_route(
             row.path,
@@ -61,39 +57,35 @@ def _add(app: FastAPI, row: Endpoint, service: Service) -> None:
             summary=row.path,
             description=row.view.__doc__ if row.view else None,
             response_model=None,
+            response_class=Response,
             responses=answers,
             openapi_extra={"parameters": list(row.parameters)},
             include_in_schema=not row.hidden and i == 0,
         )
 
 
-def _run(row: Endpoint, service: Service) -> Callable[[Request], Awaitable[Response]]:
-    """What FastAPI calls: the key's check, then the row's handler or view."""
-    handler = row.handler(service) if row.handler else None
-    limit = row.body_limit or service.settings.max_body_bytes
+def _run(row: Endpoint, service: Service) -> Any:
+    if row.handler is not None:
+        handler = row.handler(service)
+        limit = row.body_limit or service.settings.max_body_bytes
 
-    async def answer(request: Request) -> Response:
-        call = current()
-        call.path = row.path
-        try:
-            call.key = service.keys.authorize(row.access, call.headers)
-            if handler is None:
-                return await row.view(service, request)
-        except ApiError as error:
-            return _error(error, row.error_body)
-        if call.key is not None:
-            call.allowance = service.limits.of(call.key)
-        return HandlerResponse(handler, limit, row.error_body)
+        async def answer(request: Request) -> Response:
+            return HandlerResponse(handler, limit, row.error_body)
+    else:
+        view = row.view
+
+        async def answer(request: Request) -> Response:
+            return await view(service, request)
 
     return answer
 
 
-def _error(error: ApiError, body: Callable[[ApiError], bytes] = ApiError.body) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(body(error), error.status, headers, "application/json")
-
-
 def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        headers = {name.decode(): value.decode() for name, value in error.headers()}
+        return Response(error.body(), error.status, headers, "application/json")
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         """No such path or method."""

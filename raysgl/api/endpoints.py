@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,20 +21,34 @@ from raysgl.api.anthropic.answer import error_body as anthropic_error
 from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
 from raysgl.api.errors import ApiError
 from raysgl.api.http import Handler
-from raysgl.api.keys import Access
 from raysgl.api.native_protocol import GenerateRequest
 from raysgl.api.responses_api import endpoints as responses_api
 from raysgl.api.responses_api.protocol import ResponsesRequest
 from raysgl.api.service import Service
 
+
+class Access(Enum):
+    """Who may call an endpoint, once there are keys."""
+
+    OPEN = "open"
+    KEY = "key"
+    ADMIN_OPTIONAL = "admin-optional"
+    """The admin key; where there is none, any key."""
+    ADMIN = "admin"
+
+
 SMALL = 64 * 1024
 """The largest body, in bytes, of requests that carry no text."""
+
+
+JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
+OR_STREAM = (JSON, EVENTS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """One row. `body_limit` is in bytes; None: the server's max_body_bytes. /docs shows the first method only, the others are
-    its synonyms. `error_body` is the shape that errors have, `parameters` are OpenAPI's, for paths and queries."""
+    its synonyms. `media`: what a 200 may be; nothing: it is empty. `error_body` is the shape that errors have, `parameters` are OpenAPI's, for paths and queries."""
 
     path: str
     methods: tuple[str, ...] = ("POST",)
@@ -43,6 +58,7 @@ class Endpoint:
     body_limit: int | None = None
     requests: tuple[type[BaseModel], ...] = ()
     response: Any = None
+    media: tuple[str, ...] = (JSON,)
     error_body: Callable[[ApiError], bytes] = ApiError.body
     parameters: tuple[dict[str, Any], ...] = ()
     hidden: bool = False
@@ -70,17 +86,17 @@ LOADS_PARAMETERS = (
 # fmt: off
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/v1/chat/completions", handler=generate.chat_completions,
-             requests=(protocol.ChatCompletionRequest,), response=responses.ChatCompletion),
+             requests=(protocol.ChatCompletionRequest,), response=responses.ChatCompletion, media=OR_STREAM),
     Endpoint(path="/v1/completions", handler=generate.completions,
-             requests=(protocol.CompletionRequest,), response=responses.Completion),
+             requests=(protocol.CompletionRequest,), response=responses.Completion, media=OR_STREAM),
     Endpoint(path="/v1/responses", handler=responses_api.create_response,
-             requests=(ResponsesRequest,), response=responses.Response),
+             requests=(ResponsesRequest,), response=responses.Response, media=OR_STREAM),
     Endpoint(path="/v1/messages", handler=anthropic.messages, error_body=anthropic_error,
-             requests=(MessagesRequest,), response=responses.Message),
+             requests=(MessagesRequest,), response=responses.Message, media=OR_STREAM),
     Endpoint(path="/v1/messages/count_tokens", handler=anthropic.count_tokens, error_body=anthropic_error,
              requests=(CountTokensRequest,), response=responses.InputTokens),
     Endpoint(path="/generate", methods=("POST", "PUT"), handler=native.generate,
-             requests=(GenerateRequest,), response=GENERATED),
+             requests=(GenerateRequest,), response=GENERATED, media=OR_STREAM),
 
     Endpoint(path="/tokenize", handler=operations.tokenize, requests=TOKENIZE, response=responses.TokenizeResponse),
     Endpoint(path="/v1/tokenize", handler=operations.tokenize, hidden=True),
@@ -94,7 +110,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/abort_request", access=Access.ADMIN_OPTIONAL, handler=operations.abort_request, body_limit=SMALL,
              requests=(protocol.AbortRequest,), response=responses.AbortResponse),
     Endpoint(path="/flush_cache", methods=("POST", "GET"), access=Access.ADMIN_OPTIONAL, view=operations.flush_cache,
-             parameters=FLUSH_PARAMETERS),
+             parameters=FLUSH_PARAMETERS, media=(TEXT,)),
 
     Endpoint(path="/start_profile", access=Access.ADMIN, handler=admin.start_profile, body_limit=SMALL,
              requests=(protocol.StartProfileRequest,), response=responses.Profiled),
@@ -108,17 +124,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/get_model_info", methods=("GET",), view=info.model_info, hidden=True),
     Endpoint(path="/server_info", methods=("GET",), view=info.server_info, parameters=MODEL_PARAMETERS),
     Endpoint(path="/get_server_info", methods=("GET",), view=info.server_info, hidden=True),
-    Endpoint(path="/v1/loads", methods=("GET",), view=info.loads, parameters=LOADS_PARAMETERS),
+    Endpoint(path="/v1/loads", methods=("GET",), view=info.loads, parameters=LOADS_PARAMETERS, media=(JSON, TEXT)),
     Endpoint(path="/invocations", handler=generate.chat_completions,
-             requests=(protocol.ChatCompletionRequest,), response=responses.ChatCompletion),
-    Endpoint(path="/ping", methods=("GET",), access=Access.OPEN, view=operations.health),
-    Endpoint(path="/health_generate", methods=("GET",), access=Access.OPEN, view=probe.health_generate),
+             requests=(protocol.ChatCompletionRequest,), response=responses.ChatCompletion, media=OR_STREAM),
+    Endpoint(path="/ping", methods=("GET",), access=Access.OPEN, view=operations.health, media=()),
+    Endpoint(path="/health_generate", methods=("GET",), access=Access.OPEN, view=probe.health_generate, media=()),
 
-    Endpoint(path="/docs", methods=("GET",), access=Access.OPEN, view=operations.docs, hidden=True),
-    Endpoint(path="/openapi.json", methods=("GET",), access=Access.OPEN, view=operations.description, hidden=True),
     Endpoint(path="/", methods=("GET",), access=Access.OPEN, view=operations.banner),
-    Endpoint(path="/health", methods=("GET",), access=Access.OPEN, view=operations.health),
-    Endpoint(path="/ready", methods=("GET",), access=Access.OPEN, view=operations.ready),
-    Endpoint(path="/metrics", methods=("GET",), access=Access.OPEN, view=operations.metrics),
+    Endpoint(path="/health", methods=("GET",), access=Access.OPEN, view=operations.health, media=()),
+    Endpoint(path="/ready", methods=("GET",), access=Access.OPEN, view=operations.ready, media=()),
+    Endpoint(path="/metrics", methods=("GET",), access=Access.OPEN, view=operations.metrics, media=(TEXT,)),
 )
 # fmt: on

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -43,28 +42,21 @@ def model_card(model: ServedModel) -> dict[str, Any]:
 
 async def list_models(service: Service, request: Request) -> Response:
     """What is served."""
-    return _json({"object": "list", "data": [model_card(model) for model in service.models().values()]})
+    return _json({"object": "list", "data": [model_card(model) for model in service.backend.models.values()]})
 
 
 async def get_model(service: Service, request: Request) -> Response:
     """One served model. ApiError 404."""
-    return _json(model_card(service.model(request.path_params["model_id"])))
+    name = request.path_params["model_id"]
+    if name not in service.backend.models:
+        raise model_not_found(name)
+    return _json(model_card(service.backend.models[name]))
 
 
 async def banner(service: Service, request: Request) -> Response:
     """What this is and where to look."""
-    shown = {} if service.keys.used else {"models": list(service.backend.models)}
-    return _json({"name": "raysgl", "version": raysgl.__version__, **shown, "docs": "/docs"})
-
-
-async def docs(service: Service, request: Request) -> Response:
-    """The description as a page."""
-    return get_swagger_ui_html(openapi_url="openapi.json", title="raysgl")
-
-
-async def description(service: Service, request: Request) -> Response:
-    """The OpenAPI description."""
-    return _json(request.app.openapi())
+    models = list(service.backend.models)
+    return _json({"name": "raysgl", "version": raysgl.__version__, "models": models, "docs": "/docs"})
 
 
 async def health(service: Service, request: Request) -> Response:

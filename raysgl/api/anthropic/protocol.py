@@ -62,7 +62,7 @@ class ToolResultBlock(Strict):
 ContentBlock = TextBlock | DocumentBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
 
 
-class Message(Strict):
+class InputMessage(Strict):
     """`content`'s blocks are checked by `to_chat`, which knows their place."""
 
     role: Literal["user", "assistant", "system"]
@@ -108,7 +108,7 @@ class CountTokensRequest(Strict):
     """What a prompt is made from."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[InputMessage] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
     tools: list[SkipValidation[Tool]] | None = None
     tool_choice: ToolChoice | None = None

@@ -9,7 +9,7 @@ import orjson
 from raysgl.api.anthropic.protocol import (
     CountTokensRequest,
     DocumentBlock,
-    Message,
+    InputMessage,
     MessagesRequest,
     TextBlock,
     ThinkingBlock,
@@ -69,7 +69,7 @@ def _text(content: str | list[TextBlock]) -> str:
     return content if isinstance(content, str) else "\n".join(block.text for block in content)
 
 
-def _messages(message: Message, where: str) -> list[dict[str, Any]]:
+def _messages(message: InputMessage, where: str) -> list[dict[str, Any]]:
     """One message here can be several there: each tool result is a message of its own."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
