@@ -50,7 +50,7 @@ class EngineConfig(Settings):
     disable_cascade_attention: bool = Field(
         False, description="on cuda, do not read a prefix that decoding sequences share once for all of them"
     )
-    profile_dir: str = Field("/tmp/raysgl-profiles", description="where /start_profile writes, on each shard's node")
+    profile_dir: str = Field("/tmp", description="where /start_profile writes, on each shard's node")
     random_seed: int = Field(0, description="of dummy weights")
 
     page_size: int = Field(16, ge=1, description="tokens in a KV page")

@@ -121,7 +121,7 @@ async def test_profile(configured):
     answer = await post(configured, "/start_profile", request)
     assert answer.json() == {"replicas": {"replica-0": {"ok": True, "message": "said"}}}
     ((sent, model),) = configured.backend.profiles
-    assert (sent.folder, sent.num_steps, sent.activities, sent.profile_id) == ("/tmp/raysgl-profiles/a/b", 5, ["CPU"], "x")
+    assert (sent.folder, sent.num_steps, sent.activities, sent.profile_id) == ("/tmp/a/b", 5, ["CPU"], "x")
     assert sent.with_stack and not sent.record_shapes and model is None
     async with configured.client() as client:
         assert (await client.post("/stop_profile")).status_code == 200
