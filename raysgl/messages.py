@@ -60,6 +60,13 @@ class Abort(msgspec.Struct, array_like=True, tag=True):
     uids: list[int]
 
 
+class AbortRequest(msgspec.Struct, array_like=True, tag=True):
+    """End the request with exactly this id, or all (None), of other ingresses than this one, which hear of it."""
+
+    ingress: str
+    request_id: str | None
+
+
 class Hello(msgspec.Struct, array_like=True, tag=True):
     """An ingress introduces itself: where its PULL socket is and that socket's CURVE public key (empty: no CURVE)."""
 
@@ -104,7 +111,7 @@ class SetLogLevel(msgspec.Struct, array_like=True, tag=True):
 
 
 Command = FlushCache | Profile | SetLogLevel
-ToEngine = Submit | Abort | Hello | FlushCache | Profile | SetLogLevel
+ToEngine = Submit | Abort | AbortRequest | Hello | FlushCache | Profile | SetLogLevel
 
 
 # ------------------------------------------------------------------ engine -> ingress

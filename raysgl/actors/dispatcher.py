@@ -22,6 +22,7 @@ from raysgl.cache.hashing import page_hashes
 from raysgl.log_level import set_log_level
 from raysgl.messages import (
     Abort,
+    AbortRequest,
     Command,
     Done,
     Finish,
@@ -117,6 +118,8 @@ class Dispatcher:
             for seq in live:
                 stream.end(seq, Finish("abort", message="the request was aborted"))
             aborted += bool(live)
+        for engine in self._engines.values():
+            engine.connection.send(AbortRequest(self.name, request_id))
         return aborted
 
     async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:

@@ -54,7 +54,7 @@ class Backend(Protocol):
         """Start a prompt. Raises `QueueFull` or `Unavailable`. `sampling` is verified and complete (seed and max_new_tokens set)."""
 
     def abort_request(self, request_id: str | None) -> int:
-        """Abort the live request with exactly this id, or all (None). Returns how many were found."""
+        """Abort the live request with exactly this id, or all (None), at whatever ingress. Returns how many were found at this one."""
 
     async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
         """Drop cached prefixes of all replicas. False with a reason while requests are running."""

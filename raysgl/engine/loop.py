@@ -21,6 +21,7 @@ from raysgl.engine.rates import Rates
 from raysgl.engine.scheduler import Scheduler
 from raysgl.messages import (
     Abort,
+    AbortRequest,
     Command,
     Done,
     FlushCache,
@@ -154,6 +155,8 @@ class EngineLoop:
                 self.scheduler.abort(message.ingress, message.uids)
                 for uid in message.uids:
                     self._arrived.pop((message.ingress, uid), None)
+            elif isinstance(message, AbortRequest):
+                self.scheduler.abort_request(message.ingress, message.request_id)
             elif isinstance(message, FlushCache):
                 self._reply(message, self.scheduler.flush())
             elif isinstance(message, Profile | SetLogLevel) and self._command is not None:

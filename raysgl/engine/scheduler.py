@@ -143,6 +143,13 @@ class Scheduler:
                 self._leave(seq)
                 self.outputs.drop(ingress, uid)
 
+    def abort_request(self, asking: str, request_id: str | None) -> None:
+        """End all sequences of a request, or of all (None), but for those of the ingress that asks: it has seen to them itself."""
+        for seq in list(self._sequences.values()):
+            if seq.ingress != asking and request_id in (None, seq.request_id):
+                self.outputs.of(seq).finish = Finish("abort", message="the request was aborted")
+                self._leave(seq)
+
     def abort_ingress(self, ingress: str) -> None:
         """An ingress is gone, and with it everyone who waited for its sequences."""
         self.abort(ingress, [seq.uid for seq in list(self._sequences.values()) if seq.ingress == ingress])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysgl.messages import Abort, FlushCache
+from raysgl.messages import Abort, AbortRequest, FlushCache
 from tests.engine.simulated import Engine, expected
 
 
@@ -159,6 +159,23 @@ def test_prompt_logprobs_from_a_position_on_use_the_cache_before_it(start, step_
     assert [entry.logprob for entry in first.prompt_logprobs] == [None] + [-1.0] * (29 - begin)
     assert first.cached_tokens == begin // 4 * 4
     assert engine.tokens(2) == expected(prompt, 4)
+
+
+@pytest.mark.parametrize("request_id", ["r1", None])
+def test_a_request_is_aborted_for_another_ingress(request_id):
+    """Exactly the one asked for: r1 is not the beginning of r10."""
+    engine = Engine()
+    for uid in (1, 10):
+        engine.submit(uid, [uid] * 9, max_new=50)
+    for _ in range(3):
+        engine.loop.run_once()
+    engine.inbox.append(AbortRequest("i", request_id))
+    engine.loop.run_once()
+    assert not any(output.finish for uid in (1, 10) for output in engine.outputs[uid]), "its own are not its business"
+    engine.inbox.append(AbortRequest("another", request_id))
+    engine.run()
+    assert engine.finish(1).reason == "abort" and len(engine.tokens(1)) < 50
+    assert engine.finish(10).reason == ("length" if request_id else "abort")
 
 
 def test_flush_is_refused_while_busy():
