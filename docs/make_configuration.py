@@ -53,7 +53,7 @@ def _named(annotation: object) -> str:
         return _named(next(kind for kind in arguments if kind is not type(None)))
     if typing.get_origin(annotation) is list:
         return f"list of {_named(arguments[0])}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "SecretStr": "text"}.get(
         annotation.__name__, annotation.__name__
     )
 

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -177,6 +177,14 @@ class ServerConfig(Settings):
     trust_request_chat_template: bool = Field(False, description="let requests bring a chat_template of their own")
     drain_timeout_s: float = Field(10.0, ge=0, description="how long a stopping ingress lets its answers finish")
 
+    api_key: SecretStr | None = Field(None, min_length=1, description="what clients must send; without any key all may call")
+    admin_api_key: SecretStr | None = Field(
+        None, min_length=1, description="for the endpoints that change or inspect the server"
+    )
+    api_key_file: str | None = Field(
+        None, description="YAML or JSON with more keys: names, limits, allowed models; read again when it changes"
+    )
+
 
 class AppConfig(Settings):
     """The `args:` of a serve config file."""
@@ -225,6 +233,9 @@ RULES = {
 }
 """What is allowed, by pydantic's name of the problem, where its own words are not plain."""
 
+SECRETS = frozenset({"api_key", "admin_api_key", "key", "sha256", "ssl_keyfile_password"})
+"""Settings whose value nobody is shown."""
+
 
 def explain(error: ValidationError, root: type[BaseModel] = AppConfig, prefix: str = "") -> str:
     """One line for each problem: the field's path, the value, and what is allowed. `root` is the model that refused."""
@@ -243,7 +254,8 @@ def explain(error: ValidationError, root: type[BaseModel] = AppConfig, prefix: s
         else:
             rule = RULES.get(kind) or message.removeprefix("Input should be ")
             shown = value if not isinstance(value, (dict, list)) else type(value).__name__
-            lines.append(f"{where}: is {shown!r}, but must be {rule}")
+            secret = bool(loc) and loc[-1] in SECRETS
+            lines.append(f"{where}: " + ("must be " if secret else f"is {shown!r}, but must be ") + rule)
     return "\n".join(lines)
 
 

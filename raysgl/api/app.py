@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,9 +14,12 @@ from starlette.responses import Response
 import raysgl
 from raysgl.api import operations, responses
 from raysgl.api.backend import Backend
+from raysgl.api.call import Calls, current
 from raysgl.api.endpoints import ENDPOINTS, Endpoint
 from raysgl.api.errors import ApiError
-from raysgl.api.http import Gate, HandlerResponse, RequestIds
+from raysgl.api.http import Gate, HandlerResponse
+from raysgl.api.keys import KeyRing
+from raysgl.api.limits import Limits
 from raysgl.api.metrics import Metrics
 from raysgl.api.service import Service
 from raysgl.config import ServerConfig
@@ -28,12 +32,14 @@ def create_app(backend: Backend, settings: ServerConfig | None = None) -> FastAP
     """The application. `app.state.gate` (`raysgl.api.http.Gate`) counts open requests and drains; `app.state.service` is
     what the endpoints share."""
     gate = Gate()
-    service = Service(backend, settings or ServerConfig(), gate, Metrics(backend, lambda: gate.open))
+    settings = settings or ServerConfig()
+    metrics = Metrics(backend, lambda: gate.open)
+    service = Service(backend, settings, gate, metrics, KeyRing(settings), Limits(settings.num_ingress))
     app = FastAPI(
-        title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", redoc_url=None, telemetry=NO_TELEMETRY
+        title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", openapi_url=None, telemetry=NO_TELEMETRY
     )
     app.state.gate, app.state.service = gate, service
-    app.add_middleware(RequestIds)
+    app.add_middleware(Calls)
     for row in ENDPOINTS:
         _add(app, row, service)
     _add_errors(app)
@@ -64,28 +70,33 @@ def _add(app: FastAPI, row: Endpoint, service: Service) -> None:
         )
 
 
-def _run(row: Endpoint, service: Service) -> Any:
-    if row.handler is not None:
-        handler = row.handler(service)
-        limit = row.body_limit or service.settings.max_body_bytes
+def _run(row: Endpoint, service: Service) -> Callable[[Request], Awaitable[Response]]:
+    """What FastAPI calls: the key's check, then the row's handler or view."""
+    handler = row.handler(service) if row.handler else None
+    limit = row.body_limit or service.settings.max_body_bytes
 
-        async def answer(request: Request) -> Response:
-            return HandlerResponse(handler, limit, row.error_body)
-    else:
-        view = row.view
-
-        async def answer(request: Request) -> Response:
-            return await view(service, request)
+    async def answer(request: Request) -> Response:
+        call = current()
+        call.path = row.path
+        try:
+            call.key = service.keys.authorize(row.access, call.headers)
+            if handler is None:
+                return await row.view(service, request)
+        except ApiError as error:
+            return _error(error, row.error_body)
+        if call.key is not None:
+            call.allowance = service.limits.of(call.key)
+        return HandlerResponse(handler, limit, row.error_body)
 
     return answer
 
 
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
-        headers = {name.decode(): value.decode() for name, value in error.headers()}
-        return Response(error.body(), error.status, headers, "application/json")
+def _error(error: ApiError, body: Callable[[ApiError], bytes] = ApiError.body) -> Response:
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    return Response(body(error), error.status, headers, "application/json")
 
+
+def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         """No such path or method."""

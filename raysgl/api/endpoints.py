@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,21 +20,11 @@ from raysgl.api.anthropic.answer import error_body as anthropic_error
 from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
 from raysgl.api.errors import ApiError
 from raysgl.api.http import Handler
+from raysgl.api.keys import Access
 from raysgl.api.native_protocol import GenerateRequest
 from raysgl.api.responses_api import endpoints as responses_api
 from raysgl.api.responses_api.protocol import ResponsesRequest
 from raysgl.api.service import Service
-
-
-class Access(Enum):
-    """Who may call an endpoint, once there are keys."""
-
-    OPEN = "open"
-    KEY = "key"
-    ADMIN_OPTIONAL = "admin-optional"
-    """The admin key; where there is none, any key."""
-    ADMIN = "admin"
-
 
 SMALL = 64 * 1024
 """The largest body, in bytes, of requests that carry no text."""
@@ -130,6 +119,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/ping", methods=("GET",), access=Access.OPEN, view=operations.health, media=()),
     Endpoint(path="/health_generate", methods=("GET",), access=Access.OPEN, view=probe.health_generate, media=()),
 
+    Endpoint(path="/docs", methods=("GET",), access=Access.OPEN, view=operations.docs, hidden=True),
+    Endpoint(path="/openapi.json", methods=("GET",), access=Access.OPEN, view=operations.description, hidden=True),
     Endpoint(path="/", methods=("GET",), access=Access.OPEN, view=operations.banner),
     Endpoint(path="/health", methods=("GET",), access=Access.OPEN, view=operations.health, media=()),
     Endpoint(path="/ready", methods=("GET",), access=Access.OPEN, view=operations.ready, media=()),

@@ -11,6 +11,7 @@ from typing import Self
 import msgspec
 
 from raysgl.api.backend import Backend, OutputStream, QueueFull, Unavailable
+from raysgl.api.call import current
 from raysgl.api.errors import from_engine, queue_full, unavailable
 from raysgl.api.metrics import ModelStats
 from raysgl.api.sequence_text import Piece, SequenceText
@@ -64,7 +65,7 @@ class Generation:
         self.job, self.n = job, job.prompts[0].sampling.n
         self.usage = Usage(sum(len(prompt.input_ids) for prompt in job.prompts))
         self.prompt_logprobs: dict[int, list[TokenLogprob]] = {}
-        self._backend, self._stats = backend, stats
+        self._backend, self._stats, self._call = backend, stats, current()
         self._streams: list[OutputStream | None] = [None] * len(job.prompts)
         self._texts = [
             SequenceText(p * self.n + i, job.model.tokenizer, prompt.sampling)
@@ -81,6 +82,7 @@ class Generation:
         """Submits. ApiError 429 or 503."""
         self._stats.requests += 1
         try:
+            self._call.begin(self.job.model.name, self.usage.prompt_tokens)
             if len(self.job.prompts) == 1:
                 await self._submit(0)
             else:
@@ -165,6 +167,7 @@ class Generation:
         for stream in self._streams:
             if stream is not None:
                 stream.abort()
+        self._call.end(self.usage.completion_tokens, self.usage.cached_tokens)
 
     # ---------------------------------------------------------------- outputs
 
@@ -192,6 +195,7 @@ class Generation:
 
     def _finish(self, prompt: int, sample: int, text: SequenceText, piece: Piece) -> None:
         self._open -= 1
+        self._call.finish_reasons.append(piece.finish_reason)
         if not self._open:
             self._stats.e2e.add(time.perf_counter() - self.job.arrived_at)
         if text.stopped:
@@ -222,6 +226,7 @@ class Generation:
         if last:
             self._stats.itl.add((now - last) / new, new)
         else:
+            self._call.first_token_at = self._call.first_token_at or now
             self._stats.ttft.add(now - self.job.arrived_at)
 
 

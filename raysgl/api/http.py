@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from raysgl.api.call import current, fits_header
 from raysgl.api.errors import ApiError, bad_request, internal, unavailable
 
 log = logging.getLogger(__name__)
-
-REQUEST_ID = "raysgl.request_id"
-"""Where the scope of a request has its id."""
 
 
 class ClientGone(Exception):
@@ -120,58 +117,30 @@ async def until_disconnect(receive: Receive) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-def request_id(headers: Headers) -> str:
-    """The client's X-Request-Id if it can be used, else a random one."""
-    given = headers.get("x-request-id", "")
-    return given if _fits_header(given) else uuid.uuid4().hex
-
-
-def _fits_header(request_id: str) -> bool:
-    return 0 < len(request_id) <= 256 and request_id.isascii() and request_id.isprintable()
-
-
-class RequestIds:
-    """ASGI middleware: every answer says its request's id, those of the framework too."""
-
-    def __init__(self, app: ASGIApp):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        mine = request_id(Headers(scope=scope))
-        scope[REQUEST_ID] = mine
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.setdefault("headers", [])
-                if all(name != b"x-request-id" for name, _ in headers):
-                    message["headers"] = [*headers, (b"x-request-id", mine.encode())]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
-
-
 class Reply:
     """Sends one answer and remembers whether it has begun."""
 
-    def __init__(self, send: Send, request_id: str, error_body: Callable[[ApiError], bytes]):
+    def __init__(self, send: Send, error_body: Callable[[ApiError], bytes]):
         self._send = send
-        self.request_id = request_id
+        self._call = current()
         self.begun = False
         self.error_body = error_body
         self.error_in_stream: Callable[[ApiError], bytes] = ApiError.event
 
+    @property
+    def request_id(self) -> str:
+        return self._call.request_id
+
     def name(self, request_id: str | None) -> None:
         """The request brought an id of its own; the header says it where it can."""
-        if request_id and _fits_header(request_id):
-            self.request_id = request_id
+        if request_id and fits_header(request_id):
+            self._call.request_id = request_id
 
     async def begin(self, status: int, content_type: bytes, extra: list[tuple[bytes, bytes]]) -> None:
         self.begun = True
-        headers = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode()), *extra]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type), *extra]}
+        )
 
     async def write(self, body: bytes, more: bool = True) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
@@ -196,19 +165,21 @@ Handler = Callable[[Headers, Receive, Reply], Awaitable[None]]
 class HandlerResponse(Response):
     """A response that runs a handler on the bare connection, and turns whatever it raises into an answer.
 
-    body_limit: bytes. error_body: the shape of errors.
+    body_limit: bytes. error_body: the shape of errors. It holds the key's allowance for as long as it runs.
     """
 
-    def __init__(self, handler: Handler, body_limit: int, error_body: Callable[[ApiError], bytes] = ApiError.body):
+    def __init__(self, handler: Handler, body_limit: int, error_body: Callable[[ApiError], bytes]):
         self.handler, self.body_limit, self.error_body = handler, body_limit, error_body
         self.status_code = 200
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        reply = Reply(send, scope[REQUEST_ID], self.error_body)
+        reply = Reply(send, self.error_body)
+        allowance = current().allowance
         try:
-            await self.handler(headers, limited(receive, headers, self.body_limit), reply)
+            with nullcontext() if allowance is None else allowance.enter():
+                await self.handler(headers, limited(receive, headers, self.body_limit), reply)
         except ClientGone:
             pass
         except ApiError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,21 +43,28 @@ def model_card(model: ServedModel) -> dict[str, Any]:
 
 async def list_models(service: Service, request: Request) -> Response:
     """What is served."""
-    return _json({"object": "list", "data": [model_card(model) for model in service.backend.models.values()]})
+    return _json({"object": "list", "data": [model_card(model) for model in service.models().values()]})
 
 
 async def get_model(service: Service, request: Request) -> Response:
     """One served model. ApiError 404."""
-    name = request.path_params["model_id"]
-    if name not in service.backend.models:
-        raise model_not_found(name)
-    return _json(model_card(service.backend.models[name]))
+    return _json(model_card(service.model(request.path_params["model_id"])))
 
 
 async def banner(service: Service, request: Request) -> Response:
     """What this is and where to look."""
-    models = list(service.backend.models)
-    return _json({"name": "raysgl", "version": raysgl.__version__, "models": models, "docs": "/docs"})
+    shown = {} if service.keys.used else {"models": list(service.backend.models)}
+    return _json({"name": "raysgl", "version": raysgl.__version__, **shown, "docs": "/docs"})
+
+
+async def docs(service: Service, request: Request) -> Response:
+    """The description as a page."""
+    return get_swagger_ui_html(openapi_url="openapi.json", title="raysgl")
+
+
+async def description(service: Service, request: Request) -> Response:
+    """The OpenAPI description."""
+    return _json(request.app.openapi())
 
 
 async def health(service: Service, request: Request) -> Response:

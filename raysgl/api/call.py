@@ -1,0 +1,108 @@
+"""One HTTP request: who sent it, and what came of it.
+
+`Calls` makes a `Call` for every request and puts it where all code that runs for the request finds it (`current`). The inner
+layers write to it what they learn; keys' limits, metrics, logs and traces read it at the end, so that they attach in one place.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raysgl.api.keys import Key
+from raysgl.api.limits import Allowance
+
+
+@dataclass(slots=True)
+class Call:
+    """`path` is the endpoint's, empty where there is none. Times are time.perf_counter() in seconds."""
+
+    request_id: str
+    method: str = ""
+    path: str = ""
+    headers: Headers | None = None
+    started_at: float = field(default_factory=time.perf_counter)
+    started_ns: int = field(default_factory=time.time_ns)
+    """The same moment on the wall's clock."""
+    ended_at: float = 0.0
+    status: int = 0
+    """0: the client went away before an answer began."""
+    key: Key | None = None
+    allowance: Allowance | None = None
+
+    model: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reasons: list[str] = field(default_factory=list)
+    submitted_at: float = 0.0
+    first_token_at: float = 0.0
+
+    def begin(self, model: str, prompt_tokens: int) -> None:
+        """Prompts are ready to be computed. ApiError 429 if the key has not so many tokens left."""
+        self.model, self.submitted_at = model, time.perf_counter()
+        self.prompt_tokens += prompt_tokens
+        if self.allowance is not None:
+            self.allowance.spend_prompt(prompt_tokens)
+
+    def end(self, completion_tokens: int, cached_tokens: int = 0) -> None:
+        """What they came to, however they ended."""
+        self.completion_tokens += completion_tokens
+        self.cached_tokens += cached_tokens
+        if self.allowance is not None:
+            self.allowance.spend_answer(completion_tokens)
+
+
+_CALL: ContextVar[Call | None] = ContextVar("raysgl_call", default=None)
+
+
+def current() -> Call:
+    """The request that this code runs for; a blank one outside of requests."""
+    return _CALL.get() or Call("")
+
+
+def request_id(headers: Headers) -> str:
+    """The client's X-Request-Id if it can be used, else a random one."""
+    given = headers.get("x-request-id", "")
+    return given if fits_header(given) else uuid.uuid4().hex
+
+
+def fits_header(request_id: str) -> bool:
+    return 0 < len(request_id) <= 256 and request_id.isascii() and request_id.isprintable()
+
+
+class Calls:
+    """ASGI middleware around everything: every answer says its request's id, those of the framework too. `observers` are told of
+    each request once it is over."""
+
+    def __init__(self, app: ASGIApp, observers: Iterable[Callable[[Call], None]] = ()):
+        self._app = app
+        self._observers = tuple(observers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        call = Call(request_id(headers), scope["method"], headers=headers)
+        _CALL.set(call)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                extra = [] if call.allowance is None else call.allowance.headers()
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", call.request_id.encode()), *extra]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            call.ended_at = time.perf_counter()
+            for observe in self._observers:
+                observe(call)
