@@ -118,7 +118,7 @@ async def loads(service: Service, request: Request) -> Response:
         raise model_not_found(only)
     found = [
         (model, replica, load)
-        for name, model in service.backend.models.items()
+        for name, model in service.models().items()
         if only in (None, name)
         for replica, load in sorted(service.backend.loads().get(name, {}).items())
     ]
