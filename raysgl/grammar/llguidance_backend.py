@@ -7,11 +7,12 @@ of seconds. It refuses the keywords of JSON Schema that it cannot follow, where 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from llguidance.numpy import fill_next_token_bitmask_par
 
@@ -91,9 +92,16 @@ def threads_for(cores: int | None = None) -> int:
 def _source(constraint: Constraint) -> str:
     text = constraint.text
     if constraint.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
+        schema = json.loads(text)
+        if isinstance(schema, bool):  # llguidance takes these only without options
+            schema = {} if schema else {"enum": []}
+        if not isinstance(schema, dict):
+            raise GrammarError("a schema must be an object or boolean")
+        return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": WHITESPACE})
     if constraint.kind == "regex":
-        return LLMatcher.grammar_from_regex(_unanchored(text))
+        pattern = _unanchored(text)
+        # \d, \w and \s are ASCII, as in JSON Schema's dialect.
+        return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(pattern, 'dws')}/" if pattern else 'start: ""')
     if constraint.kind == "ebnf":
         return LLMatcher.grammar_from_lark(_lark(text))
     raise GrammarError(f"llguidance does not know {constraint.kind}; it needs grammar_backend auto or xgrammar")

@@ -34,7 +34,7 @@ SLOW_MASK_S = 0.5
 """A grammar whose masks take longer on its first tokens holds up everyone."""
 MEMORY = 2 << 30
 """Address space beyond what the libraries take."""
-TOO_MUCH_MEMORY = "compiling it takes too much memory"
+TOO_MUCH_MEMORY = "compiling it takes too much memory, or too deep a recursion"
 
 
 class Setup(msgspec.Struct):
