@@ -151,6 +151,8 @@ VARIED = [
     SamplingParams(temperature=0.0, frequency_penalty=0.7, presence_penalty=0.2),
     SamplingParams(logit_bias={3: 5.0, 7: -100.0}),
     SamplingParams(temperature=4.0, top_p=0.999, min_new_tokens=3),
+    SamplingParams(allowed_token_ids=tuple(range(5, 90)), logprobs=True, token_ids_logprob=(3, 9)),
+    SamplingParams(temperature=0.5, top_k=5, bad_words=((8,), (11, 12), (5, 6, 7))),
 ]
 
 
