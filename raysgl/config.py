@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 Device = Literal["auto", "cpu", "cuda"]
+MetricsNames = Literal["sglang", "vllm", "both"]
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
@@ -184,6 +185,8 @@ class ServerConfig(Settings):
     api_key_file: str | None = Field(
         None, description="YAML or JSON with more keys: names, limits, allowed models; read again when it changes"
     )
+
+    metrics_names: MetricsNames = Field("sglang", description="whose names /metrics has")
 
 
 class AppConfig(Settings):

@@ -144,7 +144,9 @@ class TokenLogprob(msgspec.Struct, array_like=True):
 
 
 class SequenceOutput(msgspec.Struct, array_like=True):
-    """What is new about one sequence. `cached_tokens` and `prompt_logprobs` come with the first output only.
+    """What is new about one sequence. `cached_tokens`, `prompt_logprobs` and `timing` come with the first output only.
+
+    timing: seconds that the sequence waited in the engine, and from then to this output.
 
     The token that matched a stop id is in `token_ids` (it counts in usage; the ingress does not show it).
     """
@@ -155,6 +157,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     logprobs: list[TokenLogprob] | None = None
     cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    timing: tuple[float, float] | None = None
 
 
 class Done(msgspec.Struct, array_like=True, tag=True):

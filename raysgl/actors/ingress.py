@@ -106,7 +106,7 @@ class IngressLoop:
         for model, engine in zip(self._config.models, self._engines):
             if model.autoscaling is not None and not model.autoscaling.min_replicas:
                 self.dispatcher.wakers[model.engine.name] = functools.partial(self._wake, model.engine.name, engine)
-        self.app = create_app(self.dispatcher, server)
+        self.app = create_app(self.dispatcher, server, self.name if server.num_ingress > 1 else None)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tell())]
         self._http = HttpServer(self.app, sock, CLOSE_S)

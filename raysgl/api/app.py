@@ -28,18 +28,20 @@ NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configu
 """FastAPI's own OpenTelemetry hooks, on by default where OpenTelemetry is installed, as it is with Ray."""
 
 
-def create_app(backend: Backend, settings: ServerConfig | None = None) -> FastAPI:
-    """The application. `app.state.gate` (`raysgl.api.http.Gate`) counts open requests and drains; `app.state.service` is
-    what the endpoints share."""
+def create_app(backend: Backend, settings: ServerConfig | None = None, ingress: str | None = None) -> FastAPI:
+    """The application. ingress: its name, where there are several.
+
+    `app.state.gate` (`raysgl.api.http.Gate`) counts open requests and drains; `app.state.service` is what the endpoints share.
+    """
     gate = Gate()
     settings = settings or ServerConfig()
-    metrics = Metrics(backend, lambda: gate.open)
+    metrics = Metrics(backend, lambda: gate.open, settings.metrics_names, ingress)
     service = Service(backend, settings, gate, metrics, KeyRing(settings), Limits(settings.num_ingress))
     app = FastAPI(
         title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", openapi_url=None, telemetry=NO_TELEMETRY
     )
     app.state.gate, app.state.service = gate, service
-    app.add_middleware(Calls)
+    app.add_middleware(Calls, observers=[metrics.observe])
     for row in ENDPOINTS:
         _add(app, row, service)
     _add_errors(app)

@@ -43,6 +43,9 @@ class Call:
     finish_reasons: list[str] = field(default_factory=list)
     submitted_at: float = 0.0
     first_token_at: float = 0.0
+    queued_s: float | None = None
+    """How long the first sequence waited in the engine, in seconds; then, until its first token:"""
+    prefill_s: float | None = None
 
     def begin(self, model: str, prompt_tokens: int) -> None:
         """Prompts are ready to be computed. ApiError 429 if the key has not so many tokens left."""
@@ -50,6 +53,11 @@ class Call:
         self.prompt_tokens += prompt_tokens
         if self.allowance is not None:
             self.allowance.spend_prompt(prompt_tokens)
+
+    def engine_times(self, queued_s: float, prefill_s: float) -> None:
+        """The first sequence's are kept."""
+        if self.queued_s is None:
+            self.queued_s, self.prefill_s = queued_s, prefill_s
 
     def end(self, completion_tokens: int, cached_tokens: int = 0) -> None:
         """What they came to, however they ended."""

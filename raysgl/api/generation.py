@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-import msgspec
-
 from raysgl.api.backend import Backend, OutputStream, QueueFull, Unavailable
 from raysgl.api.call import current
 from raysgl.api.errors import from_engine, queue_full, unavailable
-from raysgl.api.metrics import ModelStats
+from raysgl.api.metric_table import ModelStats
 from raysgl.api.sequence_text import Piece, SequenceText
 from raysgl.api.served_model import ServedModel
+from raysgl.api.tally import Tally
 from raysgl.messages import SequenceOutput, TokenLogprob
 from raysgl.sampling.params import SamplingParams
 
@@ -47,14 +46,6 @@ class Job:
     arrived_at: float = field(default_factory=time.perf_counter)
 
 
-class Usage(msgspec.Struct):
-    """Token counts so far. Every prompt counts once, whatever n is."""
-
-    prompt_tokens: int
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-
-
 class Generation:
     """Use it as an async context manager: leaving it, in whatever way, aborts what has not finished.
 
@@ -63,26 +54,25 @@ class Generation:
 
     def __init__(self, backend: Backend, job: Job, stats: ModelStats):
         self.job, self.n = job, job.prompts[0].sampling.n
-        self.usage = Usage(sum(len(prompt.input_ids) for prompt in job.prompts))
+        lengths = [len(prompt.input_ids) for prompt in job.prompts]
+        self._tally = Tally(stats, current(), lengths, self.n, job.arrived_at)
+        self.usage = self._tally.usage
         self.prompt_logprobs: dict[int, list[TokenLogprob]] = {}
-        self._backend, self._stats, self._call = backend, stats, current()
+        self._backend = backend
         self._streams: list[OutputStream | None] = [None] * len(job.prompts)
         self._texts = [
             SequenceText(p * self.n + i, job.model.tokenizer, prompt.sampling)
             for p, prompt in enumerate(job.prompts)
             for i in range(self.n)
         ]
-        self._cached: list[int | None] = [None] * len(job.prompts)
         self._open = len(self._texts)
-        self._last_at = [0.0] * len(self._texts)
         self._pumps: list[asyncio.Task[None]] = []
         self._news: asyncio.Queue[tuple[int, Sequence[tuple[int, SequenceOutput]] | BaseException]] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         """Submits. ApiError 429 or 503."""
-        self._stats.requests += 1
         try:
-            self._call.begin(self.job.model.name, self.usage.prompt_tokens)
+            self._tally.submitted(self.job.model.name)
             if len(self.job.prompts) == 1:
                 await self._submit(0)
             else:
@@ -110,7 +100,7 @@ class Generation:
 
     def cached_tokens(self, prompt: int) -> int:
         """How much of a prompt was in the cache."""
-        return self._cached[prompt] or 0
+        return self._tally.cached[prompt] or 0
 
     async def next(self) -> list[Piece]:
         """What has arrived since the last time, one piece a sequence. ApiError if the engine refuses or fails."""
@@ -161,13 +151,11 @@ class Generation:
     def _close(self) -> None:
         for pump in self._pumps:
             pump.cancel()
-        if self._open:
-            self._stats.aborted += 1
-            self._open = 0
+        self._tally.closed(self._open)
+        self._open = 0
         for stream in self._streams:
             if stream is not None:
                 stream.abort()
-        self._call.end(self.usage.completion_tokens, self.usage.cached_tokens)
 
     # ---------------------------------------------------------------- outputs
 
@@ -184,10 +172,12 @@ class Generation:
             if finish is not None and (finish.reason == "error" or finish.status >= 400):
                 raise from_engine(finish, self.job.prompts[prompt].constraint_field)
             if output.cached_tokens is not None:
-                self._count_prompt(prompt, output)
+                self._tally.started(text.index, prompt, output)
+                if output.prompt_logprobs is not None:
+                    self.prompt_logprobs.setdefault(prompt, output.prompt_logprobs)
             before = text.num_tokens
             piece = text.push(output)
-            self._count_tokens(text, before, now)
+            self._tally.tokens(text.index, text.num_tokens - before, now)
             if text.done:
                 self._finish(prompt, sample, text, piece)
             pieces.append(piece)
@@ -195,39 +185,9 @@ class Generation:
 
     def _finish(self, prompt: int, sample: int, text: SequenceText, piece: Piece) -> None:
         self._open -= 1
-        self._call.finish_reasons.append(piece.finish_reason)
-        if not self._open:
-            self._stats.e2e.add(time.perf_counter() - self.job.arrived_at)
+        self._tally.finished(text.index, text.num_tokens, piece.finish_reason)
         if text.stopped:
             self._streams[prompt].abort(sample)
-        if piece.finish_reason == "abort":
-            self._stats.aborted += 1
-
-    def _count_prompt(self, prompt: int, output: SequenceOutput) -> None:
-        """The n sequences of a prompt share it: the one that found least of it in the cache is the one that computed it."""
-        if output.prompt_logprobs is not None:
-            self.prompt_logprobs.setdefault(prompt, output.prompt_logprobs)
-        known = self._cached[prompt]
-        if known is None:
-            self._stats.prompt_tokens += len(self.job.prompts[prompt].input_ids)
-        if known is None or output.cached_tokens < known:
-            self.usage.cached_tokens += output.cached_tokens - (known or 0)
-            self._stats.cached_tokens += output.cached_tokens - (known or 0)
-            self._cached[prompt] = output.cached_tokens
-
-    def _count_tokens(self, text: SequenceText, before: int, now: float) -> None:
-        new = text.num_tokens - before
-        if not new:
-            return
-        self.usage.completion_tokens += new
-        self._stats.generation_tokens += new
-        last = self._last_at[text.index]
-        self._last_at[text.index] = now
-        if last:
-            self._stats.itl.add((now - last) / new, new)
-        else:
-            self._call.first_token_at = self._call.first_token_at or now
-            self._stats.ttft.add(now - self.job.arrived_at)
 
 
 def merge(news: Sequence[tuple[int, SequenceOutput]]) -> list[tuple[int, SequenceOutput]]:
@@ -245,5 +205,6 @@ def merge(news: Sequence[tuple[int, SequenceOutput]]) -> list[tuple[int, Sequenc
             into.logprobs + output.logprobs if into.logprobs and output.logprobs else into.logprobs or output.logprobs,
             output.cached_tokens if into.cached_tokens is None else into.cached_tokens,
             into.prompt_logprobs or output.prompt_logprobs,
+            into.timing or output.timing,
         )
     return list(merged.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from raysgl.engine.plan_builder import Row
 from raysgl.engine.sequence import Sequence
 from raysgl.messages import Finish, SequenceOutput, TokenLogprob
@@ -28,6 +30,8 @@ class Outputs:
                 seq.announced = True
                 output.cached_tokens = seq.cached_tokens or 0
                 output.prompt_logprobs = seq.prompt_logprobs
+                if seq.started_at:
+                    output.timing = (seq.started_at - seq.added_at, time.monotonic() - seq.started_at)
         return output
 
     def finish(self, ingress: str, uid: int, finish: Finish) -> None:

@@ -14,6 +14,7 @@ Invariant (`check`): free pages + pages in the tree + pages owned by running seq
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -318,6 +319,7 @@ class Scheduler:
         if self._wants_prompt_logprobs(seq):
             seq.prompt_logprobs = [TokenLogprob(seq.tokens[seq.logprobs_start], None)]
         if seq.cached_tokens is None:
+            seq.started_at = time.monotonic()
             seq.cached_tokens = match.num_tokens
             self.stats.prompt_tokens += seq.num_prompt
             self.stats.cached_tokens += match.num_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -52,6 +53,9 @@ class Sequence:
     extra_key: str = ""
     priority: int = 0
     arrival: int = 0
+    added_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    """When it was first admitted; by the same clock."""
 
     status: Status = Status.WAITING
     slot: int = -1

@@ -25,6 +25,7 @@ class Script:
     error: Exception | None = None
     submit_delay: float = 0.0
     cached_tokens: int = 0
+    timing: tuple[float, float] | None = None
 
 
 class FakeStream:
@@ -111,7 +112,7 @@ class FakeBackend:
             if sampling.logprobs:
                 output.logprobs = [self.logprob(token, sampling.top_logprobs) for token in ids]
             if first:
-                output.cached_tokens = script.cached_tokens
+                output.cached_tokens, output.timing = script.cached_tokens, script.timing
                 if sampling.prompt_logprobs is not None:
                     rest = [self.logprob(token, sampling.prompt_logprobs) for token in stream.input_ids[1:]]
                     output.prompt_logprobs = [TokenLogprob(stream.input_ids[0], None), *rest]

@@ -254,3 +254,14 @@ def test_whatever_happens(requests, num_pages, page_size, step_tokens, max_runni
         else:
             assert engine.tokens(uid) == wanted[: len(engine.tokens(uid))]
     assert engine.scheduler.pool.available + engine.scheduler.tree.evictable_pages == engine.scheduler.config.num_pages
+
+
+def test_the_first_output_says_how_long_a_sequence_waited():
+    engine = Engine(max_running=1)
+    engine.submit(1, [1, 2, 3], max_new=5)
+    engine.submit(2, [4, 5, 6], max_new=5)
+    engine.run()
+    (queued_1, prefill_1), (queued_2, prefill_2) = (engine.outputs[uid][0].timing for uid in (1, 2))
+    assert 0 <= queued_1 < queued_2
+    assert min(prefill_1, prefill_2) > 0
+    assert all(output.timing is None for uid in (1, 2) for output in engine.outputs[uid][1:])
