@@ -14,11 +14,13 @@ SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, logprobs=True, top_logprob
 
 
 def run_plans(rank: int, size: int, port: int, folder: str, answers) -> None:
+    import numpy as np
     import torch
 
     from raysgl import distributed, models
     from raysgl.config import EngineConfig
     from raysgl.engine.runner import ModelRunner
+    from raysgl.sampling.token_masks import TokenMasks
 
     # float64: rounding cannot make another choice of a sum over ranks.
     config = EngineConfig(
@@ -30,6 +32,14 @@ def run_plans(rank: int, size: int, port: int, folder: str, answers) -> None:
     a, b = Seq(list(range(3, 20)), 3), Seq([7, 8, 9, 10, 11], 0, SAMPLED, seed=5)
     results = [runner.launch(hand.plan(chunks=[(a, 9)])), runner.launch(hand.plan(chunks=[(a, 8), (b, 5)]))]
     results += [runner.launch(hand.plan([b, a])) for _ in range(10)]
+    bits = np.zeros((1, runner.vocab_size // 32), np.int32)
+    bits[0, 1:3] = -1  # tokens 32 to 95, for the second row
+    for _ in range(3):
+        plan = hand.plan([b, a])
+        plan.guided = True
+        results.append(runner.launch(plan))
+        if rank == 0:
+            runner.sample(TokenMasks(np.array([1]), bits))
     tokens = [step.result().token_ids for step in results]
     last = runner._slots.last_token_N.tolist()
     prompt = [round(entry.logprob, 6) for entry in results[1].result().prompt_logprobs[1]] if rank == 0 else None
@@ -60,6 +70,7 @@ def test_two_ranks_give_what_one_gives(tiny_checkpoint):
     (alone,) = answers_of(1, folder)
     first, second = answers_of(2, folder)
     assert first[1] == alone[1]
+    assert all(32 <= guided < 96 for _, guided in first[1][-3:])
     assert first[2] == second[2] == (first[1][-1][0], first[1][-1][1])
     assert first[3] == alone[3] and len(first[3]) == 5
     assert first[4] == second[4] == alone[4] == 4 * 25

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from raysgl.sampling import filters
 from raysgl.sampling.params import SamplingParams
 from raysgl.sampling.sampler import Sampler
+from raysgl.sampling.token_masks import TokenMasks
 from tests.sampling import naive
 
 CPU = torch.device("cpu")
@@ -384,3 +385,21 @@ def test_sampling_does_not_wait_for_the_device():
             sampler.sample(logits.clone(), np.arange(len(VARIED)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=0.0), SamplingParams(top_p=0.9), SamplingParams(logit_bias={3: 50.0})]
+)
+def test_a_mask_leaves_what_it_allows(params):
+    sampler = sampler_of([params] * 4, 70)
+    allowed = np.zeros((2, 96), np.uint8)
+    allowed[0, [5, 69]] = 1
+    allowed[1, [40]] = 1
+    masks = TokenMasks(np.array([1, 3]), np.packbits(allowed, axis=1, bitorder="little").view(np.int32))
+    free = sampler_of([params] * 4, 70)
+    for seed in range(20):
+        logits = random_logits(4, 70, seed)
+        tokens = sampler.sample(logits.clone(), np.arange(4), masks).tokens_L.tolist()
+        assert tokens[1] in (5, 69) and tokens[3] == 40
+        without = one_step(free, logits)
+        assert [tokens[0], tokens[2]] == [without[0], without[2]]

@@ -24,7 +24,8 @@ def _token_mask_kernel(
     row = tl.load(rows_ptr + tl.program_id(0))
     word = tl.load(bits_ptr + tl.program_id(0) * stride_r + v // 32, mask=inside, other=-1)
     forbidden = inside & (((word >> (v % 32)) & 1) == 0)
-    tl.store(logits_ptr + row * stride_l + v, tl.full((BLOCK_V,), float("-inf"), logits_ptr.dtype.element_ty), mask=forbidden)
+    nothing = tl.full((BLOCK_V,), float("-inf"), tl.float32).to(logits_ptr.dtype.element_ty)
+    tl.store(logits_ptr + row * stride_l + v, nothing, mask=forbidden)
 
 
 def apply_token_mask(logits_LV: torch.Tensor, rows_R: torch.Tensor, bits_RW: torch.Tensor) -> None:
