@@ -105,6 +105,24 @@ def workloads(
 
 
 @bench.command()
+def constrained(
+    url: Annotated[str, typer.Option(help="where the server is")] = "http://127.0.0.1:30000",
+    model: Annotated[str | None, typer.Option(help="default: the server's first")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="requests in flight")] = 32,
+    input_len: Annotated[int, typer.Option(min=1)] = 64,
+    output_len: Annotated[int, typer.Option(min=2)] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="of each kind; their median counts")] = 3,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+    json: Json = False,
+) -> None:
+    """The same load on a running server, free and under a JSON schema that never ends: what constrained decoding costs."""
+    from raysgl.bench.constrained import Settings, run
+
+    settings = Settings(batch, input_len, output_len, rounds, temperature)
+    _show(json, lambda stage: asyncio.run(run(url, model, settings, stage)))
+
+
+@bench.command()
 def cpu(
     model_path: ModelPath = SMOLLM2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads, on both sides")] = 2,

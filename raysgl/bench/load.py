@@ -86,9 +86,15 @@ class Run:
 
 
 async def complete(
-    target: Target, model: str, prompt: list[int] | str, max_tokens: int, *, return_token_ids: bool = False
+    target: Target,
+    model: str,
+    prompt: list[int] | str,
+    max_tokens: int,
+    *,
+    return_token_ids: bool = False,
+    extra: dict | None = None,
 ) -> Completion:
-    """One greedy streamed completion of exactly `max_tokens` tokens. Failures are in `error`."""
+    """One greedy streamed completion of exactly `max_tokens` tokens. Failures are in `error`. extra: other fields of its body."""
     body: dict = {"return_token_ids": True} if return_token_ids else {}
     body |= {
         "model": model,
@@ -99,6 +105,7 @@ async def complete(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    body |= extra or {}
     result = Completion(started=time.perf_counter())
     try:
         async for data in events(target, "/v1/completions", body):
@@ -126,14 +133,15 @@ async def run(
     max_tokens: int,
     concurrency: int,
     progress: Callable[[int], None] = lambda done: None,
+    extra: dict | None = None,
 ) -> Run:
-    """All prompts, `concurrency` at a time."""
+    """All prompts, `concurrency` at a time. extra: as `complete`'s."""
     waiting = iter(prompts)
     completions: list[Completion] = []
 
     async def worker() -> None:
         for prompt in waiting:
-            completions.append(await complete(target, model, prompt, max_tokens))
+            completions.append(await complete(target, model, prompt, max_tokens, extra=extra))
             progress(len(completions))
 
     started = time.perf_counter()
