@@ -70,10 +70,6 @@ class BlockAnswer(Answer):
     def end(self) -> bytes:
         """The stream's last events."""
 
-    @property
-    def has_tool_calls(self) -> bool:
-        return any(block.kind == "tool_call" for block in self.blocks)
-
     def chunks(self, pieces: list[Piece]) -> bytes:
         out = [] if self._begun else [self.begin()]
         self._begun = True
@@ -84,6 +80,7 @@ class BlockAnswer(Answer):
         return b"".join(out)
 
     def events(self, piece: Piece) -> list[Event]:
+        """What a piece's text stands for: without parsers, text."""
         return [TextDelta(piece.text)] if piece.text else []
 
     def choice(self, index: int, collected: Collected) -> dict[str, Any]:
