@@ -186,6 +186,13 @@ class ServerConfig(Settings):
         None, description="YAML or JSON with more keys: names, limits, allowed models; read again when it changes"
     )
 
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = Field("info", description="of every process")
+    log_format: Literal["text", "json"] = Field("text", description="json: each line an object")
+    log_folder: str | None = Field(None, description="every process writes a file of its own there; default: Ray's log files")
+    log_requests: bool = Field(False, description="a line for every request when it is over")
+    log_requests_level: int = Field(
+        1, ge=0, le=3, description="0: times and tokens; 1: and numbers of sampling; 2: and beginnings of texts; 3: all"
+    )
     metrics_names: MetricsNames = Field("sglang", description="whose names /metrics has")
 
 

@@ -102,16 +102,27 @@ class Profile(msgspec.Struct, array_like=True, tag=True):
     start: ProfileRequest | None
 
 
-class SetLogLevel(msgspec.Struct, array_like=True, tag=True):
-    """Every shard, and every ingress that the engine knows, logs from this level on. Answered with a `Done`."""
+class LogSettings(msgspec.Struct, array_like=True):
+    """How a process logs; None: as before. form: of a line. requests: whether requests are logged (`raysgl.api.request_log`),
+    and in which detail. folder: where files go instead of stderr; only at the start."""
+
+    level: Level | None = None
+    form: Literal["text", "json"] | None = None
+    requests: bool | None = None
+    requests_level: int | None = None
+    folder: str | None = None
+
+
+class SetLogs(msgspec.Struct, array_like=True, tag=True):
+    """Every shard, and every ingress that the engine knows, logs like this from now on. Answered with a `Done`."""
 
     ingress: str
     uid: int
-    level: Level
+    change: LogSettings
 
 
-Command = FlushCache | Profile | SetLogLevel
-ToEngine = Submit | Abort | AbortRequest | Hello | FlushCache | Profile | SetLogLevel
+Command = FlushCache | Profile | SetLogs
+ToEngine = Submit | Abort | AbortRequest | Hello | FlushCache | Profile | SetLogs
 
 
 # ------------------------------------------------------------------ engine -> ingress
@@ -168,10 +179,10 @@ class Done(msgspec.Struct, array_like=True, tag=True):
     message: str
 
 
-class LogLevel(msgspec.Struct, array_like=True, tag=True):
-    """Log from this level on: a `SetLogLevel` that reached another ingress."""
+class Logs(msgspec.Struct, array_like=True, tag=True):
+    """Log like this: a `SetLogs` that reached another ingress."""
 
-    level: Level
+    change: LogSettings
 
 
 class StepOutput(msgspec.Struct, array_like=True, tag=True):
@@ -185,7 +196,7 @@ class StepOutput(msgspec.Struct, array_like=True, tag=True):
     load: Load | None = None
 
 
-ToIngress = StepOutput | Done | LogLevel
+ToIngress = StepOutput | Done | Logs
 
 
 # ------------------------------------------------------------------ engine -> coordinator -> ingress mirrors

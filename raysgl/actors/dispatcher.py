@@ -19,7 +19,7 @@ from raysgl.actors.transport import Endpoint, Transport
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.api.served_model import ServedModel
 from raysgl.cache.hashing import page_hashes
-from raysgl.log_level import set_log_level
+from raysgl.logs import set_logs
 from raysgl.messages import (
     Abort,
     AbortRequest,
@@ -28,13 +28,13 @@ from raysgl.messages import (
     Finish,
     FlushCache,
     Hello,
-    Level,
     Load,
-    LogLevel,
+    Logs,
+    LogSettings,
     Profile,
     ProfileRequest,
     ReplicaFacts,
-    SetLogLevel,
+    SetLogs,
     Submit,
     ToIngress,
     pack_ids,
@@ -137,10 +137,10 @@ class Dispatcher:
         )
         return {engine.info.replica: (answer.ok, answer.message) for engine, answer in zip(engines, answers)}
 
-    async def set_log_level(self, level: Level) -> None:
-        set_log_level(level)
+    async def set_logs(self, change: LogSettings) -> None:
+        set_logs(change)
         await asyncio.gather(
-            *(self._command(engine, lambda uid: SetLogLevel(self.name, uid, level)) for engine in self._engines.values())
+            *(self._command(engine, lambda uid: SetLogs(self.name, uid, change)) for engine in self._engines.values())
         )
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
@@ -276,8 +276,8 @@ class Dispatcher:
     # ---------------------------------------------------------------- tokens
 
     def _on_message(self, message: ToIngress) -> None:
-        if isinstance(message, LogLevel):
-            set_log_level(message.level)
+        if isinstance(message, Logs):
+            set_logs(message.change)
             return
         if isinstance(message, Done):
             future = self._commands.pop(message.uid, None)

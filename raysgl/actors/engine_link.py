@@ -24,7 +24,7 @@ from raysgl.messages import (
     FlushCache,
     Hello,
     Load,
-    LogLevel,
+    Logs,
     SequenceOutput,
     StepOutput,
     Submit,
@@ -70,7 +70,7 @@ class EngineOutbox:
     def answer(self, ingress: str, message: Done) -> None:
         self._queue.put((ingress, message))
 
-    def tell_all(self, message: LogLevel) -> None:
+    def tell_all(self, message: Logs) -> None:
         """Send it to every ingress that has introduced itself."""
         self._queue.put((message,))
 

@@ -14,7 +14,7 @@ from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import Runner, StepPlan
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.grammar.interface import Grammars
-from raysgl.messages import KVEvent, KVEvents, Load, LogLevel, Profile, SequenceOutput, SetLogLevel, ToEngine
+from raysgl.messages import KVEvent, KVEvents, Load, Logs, Profile, SequenceOutput, SetLogs, ToEngine
 from raysgl.routing.messages import Reply
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class EngineService:
         coordination: Coordination,
         fatal: Callable[[str], None],
         broadcast: Callable[[StepPlan], None] | None = None,
-        command: Callable[[Profile | SetLogLevel], tuple[bool, str]] | None = None,
+        command: Callable[[Profile | SetLogs], tuple[bool, str]] | None = None,
         overlap: bool = True,
         grammars: Grammars | None = None,
     ):
@@ -96,11 +96,11 @@ class EngineService:
         """(steps taken in, whether idle): idle or moving is healthy."""
         return self.loop.progress, self.loop.idle
 
-    def _command(self, message: Profile | SetLogLevel) -> tuple[bool, str]:
+    def _command(self, message: Profile | SetLogs) -> tuple[bool, str]:
         if self._carry_out is None:
             return False, "this engine takes no commands"
-        if isinstance(message, SetLogLevel):
-            self.outbox.tell_all(LogLevel(message.level))
+        if isinstance(message, SetLogs):
+            self.outbox.tell_all(Logs(message.change))
         return self._carry_out(message)
 
     def _receive(self, timeout: float) -> list[ToEngine]:

@@ -32,6 +32,7 @@ from raysgl.actors.served_models import load_served_model
 from raysgl.actors.transport import KeyPair, Transport
 from raysgl.api.app import create_app
 from raysgl.config import AppConfig
+from raysgl.logs import log_settings, set_logs
 from raysgl.routing import Mirror, ReplicaInfo, Updates
 from raysgl.routing.messages import facts_of
 
@@ -51,6 +52,7 @@ class Ingress:
 
     async def __init__(self, config: AppConfig, *engines: DeploymentHandle):
         """`engines`: the models' deployments, which Serve starts because they are bound here."""
+        set_logs(log_settings(config.server))
         application = serve.get_replica_context().app_name
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ingress", daemon=True)

@@ -22,6 +22,8 @@ from raysgl.actors import coordinator as coordination
 from raysgl.actors.errors import sentence
 from raysgl.actors.shard import ModelShard, ShardSpec
 from raysgl.config import ModelConfig
+from raysgl.logs import set_logs
+from raysgl.messages import LogSettings
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,9 @@ DRAIN_POLL_S = 0.05
 class EngineReplica:
     """One replica of one model. device: cpu or cuda, of all its shards."""
 
-    async def __init__(self, model: ModelConfig, device: str):
+    async def __init__(self, model: ModelConfig, device: str, logs: LogSettings):
+        set_logs(logs)
+        self._logs = logs
         context = serve.get_replica_context()
         self._model = model
         self._application = context.app_name
@@ -72,7 +76,7 @@ class EngineReplica:
         bundles = sorted(range(self._model.engine.tp_size), key=lambda i: (nodes[i] != here, nodes[i], i))
         shards = []
         for rank, bundle in enumerate(bundles):
-            spec = ShardSpec(self._application, self._name, self._epoch, self._model.engine, device, rank)
+            spec = ShardSpec(self._application, self._name, self._epoch, self._model.engine, device, rank, self._logs)
             options = {
                 "num_cpus": self._model.num_cpus_per_shard,
                 "num_gpus": 1 if device == "cuda" else 0,

@@ -30,8 +30,8 @@ from raysgl.config import EngineConfig
 from raysgl.engine.defaults import resolve_defaults
 from raysgl.engine.plan import StepPlan
 from raysgl.engine.scheduler import SchedulerConfig
-from raysgl.log_level import FORMAT, set_log_level
-from raysgl.messages import KVEvents, Load, Profile, ReplicaFacts, SetLogLevel
+from raysgl.logs import set_logs
+from raysgl.messages import KVEvents, Load, LogSettings, Profile, ReplicaFacts, SetLogs
 from raysgl.routing import ReplicaInfo, Reply
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class ShardSpec:
     engine: EngineConfig
     device: str
     rank: int
+    logs: LogSettings
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class ModelShard:
     """Called by its `EngineReplica` in this order: `rendezvous` (rank 0), `load` (all), `serve` (rank 0)."""
 
     def __init__(self, spec: ShardSpec):
-        logging.basicConfig(level=logging.INFO, format=FORMAT)
+        set_logs(spec.logs)
         self._spec = spec
         self._config = spec.engine
         self._coordinator = coordination.connect(spec.application)
@@ -252,16 +253,16 @@ class ModelShard:
             group_prefixes=limits.group_prefixes,
         )
 
-    def _command_all(self, message: Profile | SetLogLevel) -> tuple[bool, str]:
+    def _command_all(self, message: Profile | SetLogs) -> tuple[bool, str]:
         """Rank 0: have all ranks carry it out; the answer is its own."""
         if self._publisher is not None:
             self._publisher.command(message)
         return self._command(message)
 
-    def _command(self, message: Profile | SetLogLevel) -> tuple[bool, str]:
-        if isinstance(message, SetLogLevel):
-            set_log_level(message.level)
-            return True, f"log level {message.level}"
+    def _command(self, message: Profile | SetLogs) -> tuple[bool, str]:
+        if isinstance(message, SetLogs):
+            set_logs(message.change)
+            return True, "logging was changed"
         profiler, request = self._profiler, message.start
 
         def switch() -> tuple[bool, str]:

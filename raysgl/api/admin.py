@@ -9,13 +9,14 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from raysgl import logs
 from raysgl.api.errors import bad_request, unavailable
 from raysgl.api.http import Handler, Reply, read_body
 from raysgl.api.protocol import ConfigureLoggingRequest, StartProfileRequest, StopProfileRequest, T, parse_json, validate
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.config import EngineConfig
-from raysgl.messages import ProfileRequest
+from raysgl.messages import LogSettings, ProfileRequest
 
 
 def start_profile(service: Service) -> Handler:
@@ -54,8 +55,23 @@ def configure_logging(service: Service) -> Handler:
 
     async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
         request = await _read(headers, receive, ConfigureLoggingRequest)
-        await service.backend.set_log_level(request.log_level)
-        await reply.whole(orjson.dumps({"log_level": request.log_level}))
+        change = LogSettings(request.log_level, request.log_format, request.log_requests, request.log_requests_level)
+        if change == LogSettings():
+            raise bad_request(
+                "log_level, or what else is to be changed, is required", "log_level", "missing_required_parameter"
+            )
+        await service.backend.set_logs(change)
+        now = logs.now
+        await reply.whole(
+            orjson.dumps(
+                {
+                    "log_level": now.level,
+                    "log_format": now.form,
+                    "log_requests": now.requests,
+                    "log_requests_level": now.requests_level,
+                }
+            )
+        )
 
     return handle
 

@@ -18,9 +18,10 @@ from raysgl.api.call import Calls, current
 from raysgl.api.endpoints import ENDPOINTS, Endpoint
 from raysgl.api.errors import ApiError
 from raysgl.api.http import Gate, HandlerResponse
-from raysgl.api.keys import KeyRing
+from raysgl.api.keys import Access, KeyRing
 from raysgl.api.limits import Limits
 from raysgl.api.metrics import Metrics
+from raysgl.api.request_log import log_request
 from raysgl.api.service import Service
 from raysgl.config import ServerConfig
 
@@ -41,7 +42,7 @@ def create_app(backend: Backend, settings: ServerConfig | None = None, ingress: 
         title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", openapi_url=None, telemetry=NO_TELEMETRY
     )
     app.state.gate, app.state.service = gate, service
-    app.add_middleware(Calls, observers=[metrics.observe])
+    app.add_middleware(Calls, observers=[metrics.observe, log_request])
     for row in ENDPOINTS:
         _add(app, row, service)
     _add_errors(app)
@@ -79,7 +80,7 @@ def _run(row: Endpoint, service: Service) -> Callable[[Request], Awaitable[Respo
 
     async def answer(request: Request) -> Response:
         call = current()
-        call.path = row.path
+        call.path, call.quiet = row.path, row.access is Access.OPEN
         try:
             call.key = service.keys.authorize(row.access, call.headers)
             if handler is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from raysgl.api.served_model import ServedModel
-from raysgl.messages import Level, Load, ProfileRequest, ReplicaFacts, SequenceOutput
+from raysgl.messages import Load, LogSettings, ProfileRequest, ReplicaFacts, SequenceOutput
 from raysgl.sampling.params import SamplingParams
 
 
@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Begin to record the steps of every replica's shards, or (None) stop. replica -> whether it did, and a sentence: where the
         trace is, or why not."""
 
-    async def set_log_level(self, level: Level) -> None:
+    async def set_logs(self, change: LogSettings) -> None:
         """Of every ingress and engine."""
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:

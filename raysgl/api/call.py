@@ -11,12 +11,16 @@ import uuid
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysgl.api.keys import Key
 from raysgl.api.limits import Allowance
+
+if TYPE_CHECKING:
+    from raysgl.api.generation import Job
 
 
 @dataclass(slots=True)
@@ -35,7 +39,12 @@ class Call:
     """0: the client went away before an answer began."""
     key: Key | None = None
     allowance: Allowance | None = None
+    quiet: bool = False
+    """Probes and scrapes are not logged."""
 
+    job: Job | None = None
+    """What was asked of the backend; and, if they are wanted, the parts of each sequence's text."""
+    texts: list[list[str]] | None = None
     model: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -47,9 +56,9 @@ class Call:
     """How long the first sequence waited in the engine, in seconds; then, until its first token:"""
     prefill_s: float | None = None
 
-    def begin(self, model: str, prompt_tokens: int) -> None:
+    def begin(self, model: str, prompt_tokens: int, job: Job | None = None) -> None:
         """Prompts are ready to be computed. ApiError 429 if the key has not so many tokens left."""
-        self.model, self.submitted_at = model, time.perf_counter()
+        self.model, self.job, self.submitted_at = model, job, time.perf_counter()
         self.prompt_tokens += prompt_tokens
         if self.allowance is not None:
             self.allowance.spend_prompt(prompt_tokens)

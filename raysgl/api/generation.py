@@ -72,7 +72,7 @@ class Generation:
     async def __aenter__(self) -> Self:
         """Submits. ApiError 429 or 503."""
         try:
-            self._tally.submitted(self.job.model.name)
+            self._tally.submitted(self.job)
             if len(self.job.prompts) == 1:
                 await self._submit(0)
             else:
@@ -178,6 +178,7 @@ class Generation:
             before = text.num_tokens
             piece = text.push(output)
             self._tally.tokens(text.index, text.num_tokens - before, now)
+            self._tally.text(text.index, piece.text)
             if text.done:
                 self._finish(prompt, sample, text, piece)
             pieces.append(piece)

@@ -193,7 +193,10 @@ class StopProfileRequest(BaseModel):
 class ConfigureLoggingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    log_level: Level = Field(description="of every ingress and engine")
+    log_level: Level | None = Field(None, description="of every ingress and engine")
+    log_format: Literal["text", "json"] | None = None
+    log_requests: bool | None = Field(None, description="whether requests are logged")
+    log_requests_level: int | None = Field(None, ge=0, le=3, description="in which detail")
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -138,7 +138,12 @@ class Profiled(BaseModel):
 
 
 class Logging(BaseModel):
+    """What holds now."""
+
     log_level: str
+    log_format: str
+    log_requests: bool
+    log_requests_level: int
 
 
 class ModelCard(BaseModel):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from raysgl.api.call import Call
 from raysgl.api.metric_table import ModelStats
+from raysgl.api.request_log import keeps_text
 from raysgl.messages import SequenceOutput
+
+if TYPE_CHECKING:
+    from raysgl.api.generation import Job
 
 
 class Usage(msgspec.Struct):
@@ -34,10 +39,16 @@ class Tally:
         self._last_at = [0.0] * (len(lengths) * n)
         self._prefill = [0.0] * (len(lengths) * n)
 
-    def submitted(self, model: str) -> None:
+    def submitted(self, job: Job) -> None:
         """ApiError 429 if the key has not so many tokens left."""
         self._stats.requests += 1
-        self._call.begin(model, self.usage.prompt_tokens)
+        self._call.begin(job.model.name, self.usage.prompt_tokens, job)
+        if keeps_text():
+            self._call.texts = [[] for _ in self._last_at]
+
+    def text(self, index: int, text: str) -> None:
+        if self._call.texts is not None:
+            self._call.texts[index].append(text)
 
     def started(self, index: int, prompt: int, output: SequenceOutput) -> None:
         """A sequence's first output. The n sequences of a prompt share it: the one that found least of it in the cache is the one

@@ -29,7 +29,7 @@ from raysgl.messages import (
     Load,
     Profile,
     SequenceOutput,
-    SetLogLevel,
+    SetLogs,
     Submit,
     ToEngine,
 )
@@ -69,7 +69,7 @@ class EngineLoop:
         publish: Callable[[list[KVEvent], Load], None],
         broadcast: Callable[[StepPlan], None] | None = None,
         answer: Callable[[str, Done], None] | None = None,
-        command: Callable[[Profile | SetLogLevel], tuple[bool, str]] | None = None,
+        command: Callable[[Profile | SetLogs], tuple[bool, str]] | None = None,
         overlap: bool = True,
     ):
         self.scheduler = scheduler
@@ -159,7 +159,7 @@ class EngineLoop:
                 self.scheduler.abort_request(message.ingress, message.request_id)
             elif isinstance(message, FlushCache):
                 self._reply(message, self.scheduler.flush())
-            elif isinstance(message, Profile | SetLogLevel) and self._command is not None:
+            elif isinstance(message, Profile | SetLogs) and self._command is not None:
                 self._reply(message, self._command(message))
         return bool(messages)
 

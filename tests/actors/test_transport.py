@@ -15,11 +15,12 @@ from raysgl.messages import (
     Abort,
     Done,
     Hello,
-    LogLevel,
+    Logs,
+    LogSettings,
     Profile,
     ProfileRequest,
     SequenceOutput,
-    SetLogLevel,
+    SetLogs,
     StepOutput,
     Submit,
     pack_ids,
@@ -118,15 +119,19 @@ async def test_submissions_of_one_turn_come_in_order_and_tokens_come_back_in_ord
 
 async def test_commands_come_to_the_engine_and_log_levels_to_all_ingresses(transports, engine):
     first, second = IngressEnd(transports(), engine, "i"), IngressEnd(transports(), engine, "j")
-    sent = [SetLogLevel("i", 1, "debug"), Profile("i", 2, ProfileRequest("f", "p", ["CPU"], 3)), Profile("j", 3, None)]
+    sent = [
+        SetLogs("i", 1, LogSettings("debug", requests=True)),
+        Profile("i", 2, ProfileRequest("f", "p", ["CPU"], 3)),
+        Profile("j", 3, None),
+    ]
     for message in sent[:2]:
         first.engine.send(message)
     second.engine.send(sent[2])
     assert sorted(await engine.receive(3), key=lambda message: message.uid) == sent
-    engine.outbox.tell_all(LogLevel("debug"))
+    engine.outbox.tell_all(Logs(LogSettings("debug")))
     for ingress in (first, second):
         await ingress.until(lambda ingress=ingress: ingress.got)
-        assert ingress.got == [LogLevel("debug")]
+        assert ingress.got == [Logs(LogSettings("debug"))]
         ingress.close()
 
 

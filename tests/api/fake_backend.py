@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raysgl.api.served_model import ServedModel
-from raysgl.messages import Finish, Load, ProfileRequest, ReplicaFacts, SequenceOutput, TokenLogprob
+from raysgl.logs import set_logs
+from raysgl.messages import Finish, Load, LogSettings, ProfileRequest, ReplicaFacts, SequenceOutput, TokenLogprob
 from raysgl.sampling.params import SamplingParams
 
 
@@ -74,7 +75,7 @@ class FakeBackend:
         self.is_ready = True
         self.flushed: list[tuple[str | None, float]] = []
         self.profiles: list[tuple[ProfileRequest | None, str | None]] = []
-        self.log_levels: list[str] = []
+        self.log_changes: list[LogSettings] = []
 
     @property
     def last(self) -> FakeStream:
@@ -145,8 +146,9 @@ class FakeBackend:
         self.profiles.append((request, model))
         return {"replica-0": (self.is_ready, "said")}
 
-    async def set_log_level(self, level: str) -> None:
-        self.log_levels.append(level)
+    async def set_logs(self, change: LogSettings) -> None:
+        self.log_changes.append(change)
+        set_logs(change)
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
         return {name: {"replica-0": ReplicaFacts("cpu", 2, 1600, 512, 8, "10.0.0.1")} for name in self.models}

@@ -7,7 +7,7 @@ import pytest
 from raysgl.api import probe
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.config import EngineConfig
-from raysgl.messages import Finish
+from raysgl.messages import Finish, LogSettings
 
 from .fake_backend import Script
 from .test_errors import error_of
@@ -147,12 +147,12 @@ async def test_profile(configured):
 async def test_what_is_wrong_is_named(configured, path, body, param):
     response = await post(configured, f"/{path}", body)
     assert response.status_code == 400 and error_of(response)["param"] == param
-    assert not configured.backend.profiles and not configured.backend.log_levels
+    assert not configured.backend.profiles and not configured.backend.log_changes
 
 
 async def test_the_log_level_goes_everywhere(configured):
-    assert (await post(configured, "/configure_logging", {"log_level": "debug"})).json() == {"log_level": "debug"}
-    assert configured.backend.log_levels == ["debug"]
+    assert (await post(configured, "/configure_logging", {"log_level": "info"})).json()["log_level"] == "info"
+    assert configured.backend.log_changes == [LogSettings("info")]
 
 
 async def test_the_docs_list_all(server):
