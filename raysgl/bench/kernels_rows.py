@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -12,10 +13,12 @@ import torch
 from raysgl.bench.kernels_timing import Bench, Call
 from raysgl.kernels import activation, norm, rotary
 from raysgl.kernels.attention import KVCache
-from raysgl.kernels.triton import sampling
 from raysgl.kernels.triton.activation import silu_mul
+from raysgl.kernels.triton.argmax import argmax
+from raysgl.kernels.triton.draw import draw
 from raysgl.kernels.triton.norm import add_rms_norm
 from raysgl.kernels.triton.rotary import rotary_table, rotate_and_write
+from raysgl.sampling import filters
 
 
 def flashinfer_module() -> Any:
@@ -96,27 +99,50 @@ def bench_sampling(bench: Bench) -> None:
 def bench_argmax(bench: Bench, rows: int, dtype: torch.dtype) -> None:
     logits = bench.random(rows, bench.sizes.vocab).to(dtype)
     what = f"argmax {rows} {str(dtype).removeprefix('torch.')}"
-    got = sampling.argmax(logits)
+    got = argmax(logits)
     bench.check(what, logits.gather(1, got[:, None])[:, 0].float(), logits.max(-1).values.float(), 1e-12)
     others: dict[str, Call] = {"torch": lambda: logits.argmax(-1)}
-    compare(bench, what, lambda: sampling.argmax(logits), others, logits.numel() * logits.element_size())
+    compare(bench, what, lambda: argmax(logits), others, logits.numel() * logits.element_size())
 
 
 def bench_draw(bench: Bench, rows: int, library: Any) -> None:
-    logits = bench.random(rows, bench.sizes.vocab).float()
-    temperature = torch.full((rows,), 0.8, device=bench.device)
-    seed = torch.arange(rows, device=bench.device)
-    ours = partial(sampling.sample, logits, temperature, seed, seed)
-    drawn = ours()
-    bench.check(f"sample {rows}: the same twice", ours().double() + 1.0, drawn.double() + 1.0, 1e-12)
-    if rows >= 64:
-        # The drawn entry of normal logits has mean 1 / t at temperature t: the softmax tilts the normal distribution by that.
-        mean = logits.gather(1, drawn[:, None]).mean()
-        bench.check(f"sample {rows}: mean logit", mean, torch.full_like(mean, 1 / 0.8), 0.3)
-    others: dict[str, Call] = {"torch": lambda: torch.softmax(logits / 0.8, -1).multinomial(1)}
-    if library:
-        others["flashinfer"] = lambda: library.sampling.sampling_from_logits(logits)
-    compare(bench, f"sample {rows} float32", ours, others, logits.numel() * 4)
+    """Spread 1 is flat: most of the vocabulary is in the nucleus. Spread 4 is like a language model's."""
+    for name, spread, top_p, top_k in (
+        ("no filter", 1.0, filters.OFF, None),
+        ("top-p 0.9, flat", 1.0, 0.9, None),
+        ("top-p 0.9, peaked", 4.0, 0.9, None),
+        ("top-k 50", 1.0, filters.OFF, 50),
+    ):
+        for dtype in (torch.bfloat16, torch.float32):
+            logits = (bench.random(rows, bench.sizes.vocab).float() * spread).to(dtype)
+            numbers = torch.tensor([0.8, top_p, top_k or bench.sizes.vocab, -math.inf, 0.0], dtype=torch.float64)
+            numbers = numbers.repeat(rows, 1).to(bench.device)
+            numbers[:, 4] = torch.rand(rows, dtype=torch.float64, device=bench.device)
+            ours = partial(draw, logits, *numbers.unbind(1))
+            reference = partial(_reference, logits, numbers)
+            what = f"draw {rows}, {name}, {str(dtype).removeprefix('torch.')}"
+            same = (ours() == reference()).double().mean()
+            # Rounding may move a draw at the edge of a token's share to the next one.
+            bench.check(what, same, torch.ones_like(same), 0.02)
+            others: dict[str, Call] = {"torch": reference}
+            if library:
+                wide = torch.softmax(logits.float(), -1)
+                others["flashinfer"] = lambda: library.sampling.top_k_top_p_sampling_from_probs(
+                    wide,  # noqa: B023
+                    top_k or bench.sizes.vocab,  # noqa: B023
+                    min(top_p, 1.0),  # noqa: B023
+                )
+            compare(bench, what, ours, others, logits.numel() * logits.element_size())
+
+
+def _reference(logits_LV: torch.Tensor, numbers_L5: torch.Tensor) -> torch.Tensor:
+    temperature, top_p, top_k, _, uniform = numbers_L5.unbind(1)
+    x = logits_LV.float()
+    x = (x - x.amax(-1, keepdim=True)) / temperature.float().unsqueeze(1)
+    weights, total = filters.weights(x)
+    least = filters.thresholds(x, total.float(), top_p.float(), top_k.long(), x.shape[1])
+    weights[:, : x.shape[1]].mul_(x >= least.unsqueeze(1))
+    return filters.draw(weights, uniform)
 
 
 def compare(bench: Bench, what: str, ours: Callable[[], Any], others: dict[str, Call], num_bytes: float) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from raysgl.engine.slots import Slots
+from raysgl.kernels.argmax import argmax
 from raysgl.kernels.attention import AttentionBackend
 from raysgl.kernels.batch import ForwardBatch
 
@@ -162,6 +163,6 @@ class DecodeGraphs:
         if attention is self._cascade:
             attention.plan_cascade(inputs_CB[2].int(), inputs_CB[3].int())
         logits_BV = self._model.logits(self._model(batch, attention))
-        tokens_B = logits_BV.argmax(-1)
+        tokens_B = argmax(logits_BV)
         self._slots.last_token_N.index_copy_(0, slots_B, tokens_B)
         return logits_BV, tokens_B

@@ -18,6 +18,7 @@ import torch
 from raysgl.engine.decode_graphs import capture
 from raysgl.engine.plan import StepPlan, ints
 from raysgl.engine.slots import Slots
+from raysgl.kernels.argmax import argmax
 from raysgl.kernels.attention import AttentionBackend
 from raysgl.kernels.batch import ForwardBatch
 
@@ -142,6 +143,6 @@ class MixedGraphs:
         self._attention.plan(batch)
         hidden_TD = self._model(batch, self._attention)
         logits_RV = self._model.logits(hidden_TD.index_select(0, last_R))
-        tokens_R = logits_RV.argmax(-1)
+        tokens_R = argmax(logits_RV)
         self._slots.last_token_N.index_copy_(0, sampling_R, tokens_R)
         return logits_RV, tokens_R

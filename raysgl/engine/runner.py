@@ -287,7 +287,7 @@ class ModelRunner:
         for begin in range(0, len(tokens), piece):
             part = slice(begin, begin + piece)
             # All ranks must take part in this, in equal pieces.
-            logits = self._model.logits(hidden_TD.index_select(0, indices[part]))
+            logits = self._model.logits(hidden_TD.index_select(0, indices[part])).float()
             if self._sampler is not None:
                 wanted = asked_of.part(part) if asked_of else None
                 parts.append(logprobs_of(logits, targets[part], counts[part], most, wanted, ranked=True))

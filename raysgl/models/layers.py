@@ -139,9 +139,8 @@ class VocabEmbedding(nn.Module):
         return self.tp.all_reduce(out_TD.masked_fill_(foreign_T.unsqueeze(1), 0))
 
     def logits(self, hidden_LD: torch.Tensor) -> torch.Tensor:
-        """[L, vocab_size] on every rank, float32 (float64 for a float64 model)."""
-        logits_LV = self.tp.all_gather(F.linear(hidden_LD, self.weight))[:, : self.vocab_size]
-        return logits_LV if logits_LV.dtype == torch.float64 else logits_LV.float()
+        """[L, vocab_size] on every rank, in the model's dtype."""
+        return self.tp.all_gather(F.linear(hidden_LD, self.weight))[:, : self.vocab_size]
 
     def pieces(self, path: str) -> Iterator[Piece]:
         length = max(0, min(self.rows, self.vocab_size - self.first))

@@ -139,5 +139,5 @@ class LlamaForCausalLM(nn.Module):
 
     @torch.inference_mode()
     def logits(self, hidden_LD: torch.Tensor) -> torch.Tensor:
-        """[L, V] on every rank, float32 (float64 for a float64 model). Every rank must call it."""
+        """[L, V] on every rank, in the model's dtype. Every rank must call it."""
         return (self.lm_head or self.model.embed_tokens).logits(hidden_LD)

@@ -16,6 +16,8 @@ from raysgl.sampling.params import SamplingParams
 COLUMNS = ("temperature", "top_p", "top_k", "log_min_p", "frequency", "presence", "repetition", "uniform")
 """Columns of `numbers`; the last is filled in for each step."""
 TEMPERATURE, TOP_P, TOP_K, LOG_MIN_P, FREQUENCY, PRESENCE, REPETITION, UNIFORM = range(len(COLUMNS))
+OF_THE_DRAW = (TEMPERATURE, TOP_P, TOP_K, LOG_MIN_P, UNIFORM)
+"""In the order of the arguments of `raysgl.kernels.triton.draw.draw`."""
 
 
 class Ragged:

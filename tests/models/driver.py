@@ -50,7 +50,7 @@ class Driver:
         hidden_TD = self.model(batch, self.attention)
         for row, count in work:
             row.cached += count
-        return self.model.logits(hidden_TD[batch.logits_L])
+        return self.model.logits(hidden_TD[batch.logits_L]).to(torch.promote_types(hidden_TD.dtype, torch.float32))
 
     def batch(self, work: list[tuple[Row, int]], wanted: list[int] | None = None) -> ForwardBatch:
         size = self.page_size

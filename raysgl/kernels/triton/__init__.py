@@ -11,7 +11,7 @@
     backend.py      the attention backend made of them
     linear.py, gemv.py, skinny.py   linear layers of few tokens, with what stands before and after them
     prefetch.py     weights asked for ahead of a dependent launch
-    sampling.py     greedy and Gumbel sampling
+    argmax.py, draw.py   greedy and filtered sampling
     token_mask.py   masks of grammars
 
 Nothing here synchronises with the host or reads a value from the device: all may be captured in CUDA graphs. Imports torch, triton

@@ -8,10 +8,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from raysgl.kernels.triton import runtime
+from raysgl.kernels.triton.argmax import argmax
 from raysgl.kernels.triton.cascade import cascade_decode, plan_cascade
 from raysgl.kernels.triton.decode import paged_decode, plan_decode
 from raysgl.kernels.triton.linear import skinny_linear
-from raysgl.kernels.triton.sampling import argmax
 from tests.kernels.triton.paged import assert_close, make_paged, reference
 
 pytestmark = pytest.mark.gpu
