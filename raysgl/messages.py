@@ -218,7 +218,8 @@ class Load(msgspec.Struct, array_like=True):
 
     Rates are tokens per second, measured over recent steps (0 until measured). `queued_tokens` counts the prompt tokens not
     yet computed of waiting and prefilling requests. `ttft` is the average time from a request's arrival at the engine to its first
-    token, in seconds. `hot_pages` are cached and were found by a request in the last minutes.
+    token, in seconds. `hot_pages` are cached and were found by a request in the last minutes. Constraints that were compiled took
+    `grammar_seconds` together; `grammar_hits` were compiled already.
     """
 
     running: int = 0
@@ -238,6 +239,10 @@ class Load(msgspec.Struct, array_like=True):
     steps: int = 0
     ttft: float = 0.0
     hot_pages: int = 0
+    grammars_compiled: int = 0
+    grammars_refused: int = 0
+    grammar_hits: int = 0
+    grammar_seconds: float = 0.0
 
 
 class PagesStored(msgspec.Struct, array_like=True, tag="s"):

@@ -439,6 +439,10 @@ class Scheduler:
         stats = self.stats
         stats.running = len(self.running)
         stats.waiting = self._num_waiting
+        if self.guides.grammars is not None:
+            grammars = self.guides.grammars.stats
+            stats.grammars_compiled, stats.grammars_refused = grammars.compiled, grammars.refused
+            stats.grammar_hits, stats.grammar_seconds = grammars.hits, grammars.seconds
         stats.queued_tokens = self.waiting.tokens + sum(seq.remaining_prompt for seq in self.running)
         stats.free_pages = self.pool.available
         stats.cached_pages = self.tree.evictable_pages

@@ -8,13 +8,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from raysgl.grammar import limits
-from raysgl.grammar.interface import Grammar, GrammarError, Matcher
+from raysgl.grammar.interface import CompilerStats, Grammar, GrammarError, Matcher
 from raysgl.grammar.llguidance_backend import LLGuidance, LLPosition, threads_for
 from raysgl.grammar.sandbox import Library, Sandbox
 from raysgl.grammar.vocabulary import Vocabulary
@@ -24,16 +23,6 @@ log = logging.getLogger(__name__)
 
 SANDBOXES = 2
 """Constraints compiled at a time: one that takes long does not hold up all others."""
-
-
-@dataclass
-class CompilerStats:
-    """compiled: constraints, refused ones among them, which took `seconds` together. hits: found compiled."""
-
-    compiled: int = 0
-    refused: int = 0
-    hits: int = 0
-    seconds: float = 0.0
 
 
 class GrammarCompiler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,16 @@ from raysgl.sampling.constraint import Constraint
 
 class GrammarError(ValueError):
     """A constraint that cannot be followed; the message says why, and is for the client."""
+
+
+@dataclass
+class CompilerStats:
+    """compiled: constraints, refused ones among them, which took `seconds` together. hits: found compiled."""
+
+    compiled: int = 0
+    refused: int = 0
+    hits: int = 0
+    seconds: float = 0.0
 
 
 class Matcher(Protocol):
@@ -47,6 +58,7 @@ class Grammars(Protocol):
     """Tokens that are no text."""
     num_words: int
     """W"""
+    stats: CompilerStats
 
     def compile(self, constraint: Constraint) -> Future[Grammar]:
         """Returns at once; the future has a `GrammarError` where the constraint is refused."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from raysgl.grammar.interface import GrammarError
+from raysgl.grammar.interface import CompilerStats, GrammarError
 from raysgl.sampling.constraint import Constraint
 from tests.engine.simulated import VOCAB, Engine, expected
 
@@ -29,6 +29,7 @@ class Runs:
         self.length, self.optional, self.at_once = length, optional, at_once
         self.futures: dict[Constraint, Future] = {}
         self.num_bytes = 0
+        self.stats = CompilerStats(compiled=3)
 
     def compile(self, constraint):
         if constraint not in self.futures:
@@ -160,6 +161,7 @@ def test_others_go_on_while_a_grammar_compiles(overlap):
     assert engine.tokens(1) == []
     assert not engine.loop.idle
     assert engine.scheduler.load().waiting == 1
+    assert engine.scheduler.load().grammars_compiled == 3
     grammars.futures[RUN].set_result(grammars)
     engine.run()
     assert is_run(engine.tokens(1))
