@@ -146,7 +146,7 @@ def describe(layout: Layout) -> str:
     """The layout as text for people."""
     server = layout.server
     lines = [
-        f"URL            http://{server.host}:{server.port}/v1",
+        f"URL            {server.scheme}://{server.host}:{server.port}/v1",
         f"ingress        {server.num_ingress} x Serve deployment, no GPU; listens on {server.host}:{server.port}",
         "coordinator    1 x Ray actor, no GPU",
     ]

@@ -186,6 +186,15 @@ class ServerConfig(Settings):
         None, description="YAML or JSON with more keys: names, limits, allowed models; read again when it changes"
     )
 
+    ssl_certfile: str | None = Field(None, description="PEM file of the server's certificate chain: https instead of http")
+    ssl_keyfile: str | None = Field(None, description="its private key, where the certificate's file has none")
+    ssl_keyfile_password: SecretStr | None = Field(None, description="of the private key")
+    ssl_ca_certs: str | None = Field(None, description="PEM file; clients must show a certificate that one of these signed")
+    cors_allow_origins: list[str] = Field(
+        [], description="web origins whose pages may call, such as https://chat.example; *: all"
+    )
+    max_header_bytes: int = Field(64 * 1024, ge=1024, description="larger requests' heads (URL and headers) get a 431")
+
     log_level: Literal["debug", "info", "warning", "error", "critical"] = Field("info", description="of every process")
     log_format: Literal["text", "json"] = Field("text", description="json: each line an object")
     log_folder: str | None = Field(None, description="every process writes a file of its own there; default: Ray's log files")
@@ -194,6 +203,17 @@ class ServerConfig(Settings):
         1, ge=0, le=3, description="0: times and tokens; 1: and numbers of sampling; 2: and beginnings of texts; 3: all"
     )
     metrics_names: MetricsNames = Field("sglang", description="whose names /metrics has")
+
+    @model_validator(mode="after")
+    def _tls(self) -> ServerConfig:
+        for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
+            if getattr(self, name) is not None and self.ssl_certfile is None:
+                raise ValueError(f"{name} needs ssl_certfile")
+        return self
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.ssl_certfile is None else "https"
 
 
 class AppConfig(Settings):

@@ -346,7 +346,7 @@ def _progress(status, served: dict[str, int], wanted: dict[str, int]) -> str:
 
 def _ready_block(config: AppConfig, serving: dict[str, list], seconds: float) -> str:
     """What a user needs to begin: URL, models, and a line to paste."""
-    url = f"http://{_reachable(config.server.host)}:{config.server.port}"
+    url = f"{config.server.scheme}://{_reachable(config.server.host)}:{config.server.port}"
     lines = [f"raysgl is ready after {seconds:.1f} s", f"  URL      {url}/v1"]
     for model in config.models:
         replicas = serving[model.engine.name]

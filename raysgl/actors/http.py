@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import uvicorn
+
+from raysgl.actors.http_guard import guarded
+from raysgl.config import ServerConfig
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -49,10 +53,14 @@ def listening_socket(host: str, port: int, share: bool = True) -> socket.socket:
 class HttpServer:
     """Serves `app` on a socket, in the running loop."""
 
-    def __init__(self, app: App, sock: socket.socket, drain_timeout_s: float, log_level: str = "warning"):
+    def __init__(
+        self, app: App, sock: socket.socket, drain_timeout_s: float, settings: ServerConfig, log_level: str = "warning"
+    ):
+        """OSError or ssl.SSLError if the certificate cannot be used."""
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=guarded(settings.max_header_bytes),
+            **_tls(settings),
             ws="none",
             lifespan="on",
             log_level=log_level,
@@ -81,6 +89,20 @@ class HttpServer:
         """Stop listening and close idle connections; answers under way may finish within the drain timeout."""
         self._server.should_exit = True
         await self._task
+
+
+def _tls(settings: ServerConfig) -> dict[str, Any]:
+    """uvicorn's settings."""
+    if settings.ssl_certfile is None:
+        return {}
+    password, ca = settings.ssl_keyfile_password, settings.ssl_ca_certs
+    return {
+        "ssl_certfile": settings.ssl_certfile,
+        "ssl_keyfile": settings.ssl_keyfile,
+        "ssl_keyfile_password": password and password.get_secret_value(),
+        "ssl_ca_certs": ca,
+        "ssl_cert_reqs": ssl.CERT_NONE if ca is None else ssl.CERT_REQUIRED,
+    }
 
 
 def bridge(app: App, loop: asyncio.AbstractEventLoop) -> App:

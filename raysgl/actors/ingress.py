@@ -111,7 +111,7 @@ class IngressLoop:
         self.app = create_app(self.dispatcher, server, self.name if server.num_ingress > 1 else None)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tell())]
-        self._http = HttpServer(self.app, sock, CLOSE_S)
+        self._http = HttpServer(self.app, sock, CLOSE_S, server)
         await self._http.started()
         gc.collect()
         gc.freeze()  # what is loaded by now stays; requests are not to pay for walking it

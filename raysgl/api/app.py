@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 import raysgl
@@ -19,7 +20,7 @@ from raysgl.api.endpoints import ENDPOINTS, Endpoint
 from raysgl.api.errors import ApiError
 from raysgl.api.http import Gate, HandlerResponse
 from raysgl.api.keys import Access, KeyRing
-from raysgl.api.limits import Limits
+from raysgl.api.limits import UNITS, Limits
 from raysgl.api.metrics import Metrics
 from raysgl.api.request_log import log_request
 from raysgl.api.service import Service
@@ -27,6 +28,9 @@ from raysgl.config import ServerConfig
 
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 """FastAPI's own OpenTelemetry hooks, on by default where OpenTelemetry is installed, as it is with Ray."""
+
+EXPOSED = ["x-request-id", "retry-after", *(f"x-ratelimit-{a}-{b}" for a in ("limit", "remaining", "reset") for b in UNITS)]
+"""Headers of answers that web pages may read."""
 
 
 def create_app(backend: Backend, settings: ServerConfig | None = None, ingress: str | None = None) -> FastAPI:
@@ -42,6 +46,14 @@ def create_app(backend: Backend, settings: ServerConfig | None = None, ingress: 
         title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", openapi_url=None, telemetry=NO_TELEMETRY
     )
     app.state.gate, app.state.service = gate, service
+    if settings.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_allow_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
     app.add_middleware(Calls, observers=[metrics.observe, log_request])
     for row in ENDPOINTS:
         _add(app, row, service)

@@ -17,7 +17,7 @@ from raysgl.api.errors import bad_request
 from raysgl.api.extras import Extras, WithTokenIds
 from raysgl.api.generation import Generation, Job, Prompt
 from raysgl.api.http import Handler, Reply, read_body, until_disconnect
-from raysgl.api.prompts import as_list, check_ids, encode, render_chat
+from raysgl.api.prompts import as_list, check_ids, encode, in_turns, render_chat
 from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_json, validate
 from raysgl.api.sampling_request import fit, sampling_params
 from raysgl.api.sequence_text import Piece
@@ -87,7 +87,7 @@ async def prepare_completion(service: Service, data: dict[str, Any]) -> Prepared
     model = service.model(request.model)
     params = sampling_params(request, model)
     prompts, cut, field = [], request.truncate_prompt_tokens, constraint_field(vars(request))
-    for item in as_list(request.prompt, "prompt", texts=True, ids=True):
+    async for item in in_turns(as_list(request.prompt, "prompt", texts=True, ids=True)):
         if isinstance(item, str):
             special = request.add_special_tokens is not False
             ids, text = await encode(item, model, "prompt", special, check_length=cut is None), item

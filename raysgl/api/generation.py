@@ -10,7 +10,7 @@ from typing import Self
 
 from raysgl.api.backend import Backend, OutputStream, QueueFull, Unavailable
 from raysgl.api.call import current
-from raysgl.api.errors import from_engine, queue_full, unavailable
+from raysgl.api.errors import bad_request, from_engine, queue_full, unavailable
 from raysgl.api.metric_table import ModelStats
 from raysgl.api.sequence_text import Piece, SequenceText
 from raysgl.api.served_model import ServedModel
@@ -46,6 +46,10 @@ class Job:
     arrived_at: float = field(default_factory=time.perf_counter)
 
 
+MAX_SEQUENCES = 4096
+"""Of one request."""
+
+
 class Generation:
     """Use it as an async context manager: leaving it, in whatever way, aborts what has not finished.
 
@@ -54,6 +58,8 @@ class Generation:
 
     def __init__(self, backend: Backend, job: Job, stats: ModelStats):
         self.job, self.n = job, job.prompts[0].sampling.n
+        if len(job.prompts) * self.n > MAX_SEQUENCES:
+            raise bad_request(f"{len(job.prompts)} prompts with n {self.n} are more than {MAX_SEQUENCES} sequences", "n")
         lengths = [len(prompt.input_ids) for prompt in job.prompts]
         self._tally = Tally(stats, current(), lengths, self.n, job.arrived_at)
         self.usage = self._tally.usage

@@ -17,6 +17,10 @@ from raysgl.api.errors import ApiError, bad_request, internal, unavailable
 log = logging.getLogger(__name__)
 
 
+BODY_TIMEOUT_S = 60.0
+"""How long a client may be silent in the middle of its body."""
+
+
 class ClientGone(Exception):
     """The client has closed the connection: nobody wants an answer."""
 
@@ -61,7 +65,11 @@ async def read_body(headers: Headers, receive: Receive) -> bytes:
         raise bad_request(f"The content type must be application/json, not {kind[:60]}", code="invalid_content_type")
     parts = []
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                message = await receive()
+        except TimeoutError:
+            raise ApiError(408, f"No more of the body came for {BODY_TIMEOUT_S:.0f} seconds", code="body_timeout") from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         parts.append(message.get("body", b""))
@@ -154,8 +162,8 @@ class Reply:
         if self.begun:
             await self.write(self.error_in_stream(error), more=False)
             return
-        # The rest of a body that was too large is not read, so the connection is of no further use.
-        close = [(b"connection", b"close")] if error.status == 413 else []
+        # The rest of a body that was too large or too slow is not read, so the connection is of no further use.
+        close = [(b"connection", b"close")] if error.status in (408, 413) else []
         await self.whole(self.error_body(error), error.status, extra=(*error.headers(), *close))
 
 

@@ -14,6 +14,7 @@ from raysgl.api.errors import ApiError
 from raysgl.api.keys import Key
 
 MINUTE = 60.0
+UNITS = ("requests", "tokens")
 
 
 class Bucket:
@@ -106,7 +107,7 @@ class Allowance:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """OpenAI's x-ratelimit headers."""
         now, result = self._clock(), []
-        for what, bucket in (("requests", self.requests), ("tokens", self.tokens)):
+        for what, bucket in zip(UNITS, (self.requests, self.tokens)):
             if bucket is not None:
                 values = (
                     ("limit", f"{bucket.limit:.0f}"),

@@ -16,7 +16,7 @@ from raysgl.api.generation import Generation, Job, Prompt
 from raysgl.api.http import Handler, Reply, read_body, until_disconnect
 from raysgl.api.native_answer import NativeAnswer, NativeStyle
 from raysgl.api.native_protocol import GenerateRequest, Items, NativeSampling, native_sampling
-from raysgl.api.prompts import as_list, check_ids, encode
+from raysgl.api.prompts import as_list, check_ids, encode, in_turns
 from raysgl.api.protocol import parse_json, validate
 from raysgl.api.sampling_request import (
     allowed_token_ids,
@@ -93,7 +93,7 @@ async def prepare(
     items = Items(request, None if single else len(inputs))
     ids = _request_ids(request, items, len(inputs), single, request_id)
     prompts, interval = [], service.settings.stream_interval
-    for i, item in enumerate(inputs):
+    async for i, item in in_turns(enumerate(inputs)):
         sampling = native_sampling(items.of("sampling_params", i, {}))
         interval = sampling.stream_interval or interval
         params = _sampling_params(sampling, items, i, model)

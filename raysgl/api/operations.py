@@ -14,7 +14,7 @@ from starlette.types import Receive
 import raysgl
 from raysgl.api.errors import ApiError, bad_request, model_not_found
 from raysgl.api.http import Handler, Reply, read_body
-from raysgl.api.prompts import as_list, check_ids, encode, render_chat
+from raysgl.api.prompts import as_list, check_ids, encode, in_turns, render_chat
 from raysgl.api.protocol import (
     AbortRequest,
     DetokenizeRequest,
@@ -104,7 +104,7 @@ def tokenize(service: Service) -> Handler:
             several = isinstance(request.prompt, list)
             texts = as_list(request.prompt, "prompt", texts=True, ids=False)
             special = request.add_special_tokens is not False
-            results = [await encode(text, model, "prompt", special, check_length=False) for text in texts]
+            results = [await encode(text, model, "prompt", special, check_length=False) async for text in in_turns(texts)]
         counts = [len(ids) for ids in results]
         tokens, count = (results, counts) if several else (results[0], counts[0])
         await reply.whole(orjson.dumps({"tokens": tokens, "count": count, "max_model_len": model.token_limit()[0]}))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, TypeVar
 
 from raysgl.api.chat_template import RESERVED, ChatTemplate, TemplateError
 from raysgl.api.errors import ApiError, bad_request
@@ -11,6 +12,8 @@ from raysgl.api.protocol import ChatInput
 from raysgl.api.request_template import render_untrusted
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
+
+T = TypeVar("T")
 
 INLINE_MESSAGES = 256
 """More messages are rendered in a thread: about 5 µs a message."""
@@ -66,6 +69,23 @@ def _is_prefix(message: dict[str, Any]) -> bool:
     return message["role"] == "assistant" and message.get("prefix") is True
 
 
+PROBE_CHARS = 16
+"""Characters for each token that fits. Of a longer text only so much is tokenised at first: a token has four on average, so it
+mostly says that the rest need not be."""
+PROBE_SLACK = 64
+"""The last tokens of a beginning are others than those of the whole."""
+MAX_PROMPTS = 2048
+"""Prompts in one request."""
+
+
+async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items; other requests have their turn between them."""
+    for i, item in enumerate(items):
+        if i:
+            await asyncio.sleep(0)
+        yield item
+
+
 async def encode(text: str, model: ServedModel, param: str, add_special_tokens: bool, check_length: bool = True) -> list[int]:
     """Token ids. Texts that are far too long are refused before they are tokenised. ApiError 400."""
     tokenizer = model.tokenizer
@@ -77,6 +97,14 @@ async def encode(text: str, model: ServedModel, param: str, add_special_tokens: 
                 param,
                 "context_length_exceeded",
             )
+        if len(text) > (most := limit * PROBE_CHARS):
+            probe = await tokenizer.encode_async(text[:most], add_special_tokens)
+            if len(probe) > limit + PROBE_SLACK:
+                raise bad_request(
+                    f"The prompt has more than {limit} tokens, which is what the {what} of {model.name!r} holds, answer included",
+                    param,
+                    "context_length_exceeded",
+                )
     ids = await tokenizer.encode_async(text, add_special_tokens)
     if not ids and check_length:
         raise bad_request(f"{param} is empty", param)
@@ -88,6 +116,8 @@ def as_list(value: Any, param: str, *, texts: bool, ids: bool, several: bool = T
     if texts and isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
+        if len(value) > MAX_PROMPTS and type(value[0]) is not int:
+            raise bad_request(f"{param} has {len(value)} prompts, but may have at most {MAX_PROMPTS}", param)
         if texts and all(isinstance(item, str) for item in value):
             return value
         if ids and _is_ids(value):

@@ -7,6 +7,7 @@ knows it).
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
@@ -210,7 +211,29 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise bad_request(f"The body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(data, dict):
         raise bad_request("The body must be a JSON object", code="invalid_json")
+    if len(body) > COUNTED_BYTES:
+        _check_size(data)
     return data
+
+
+COUNTED_BYTES = 64 * 1024
+"""Of smaller bodies the values are not counted."""
+MAX_VALUES = 100_000
+"""In a body, beside token ids. A million messages would hold all streams up for three seconds while they are checked."""
+
+
+def _check_size(data: dict[str, Any]) -> None:
+    """ApiError 400 for a body with too many values; lists of numbers alone (token ids) count once."""
+    count, rest = 0, list(data.items())
+    while rest:
+        field, value = rest.pop()
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if isinstance(value, list) and set(map(type, value)) == {int}:
+            values = ()
+        count += 1 + len(values)
+        if count > MAX_VALUES:
+            raise bad_request(f"The body has more than {MAX_VALUES} values, most of them in {field}", field, "too_many_values")
+        rest.extend((field, inner) for inner in values if isinstance(inner, (dict, list)))
 
 
 def validate(kind: type[T], data: dict[str, Any]) -> T:
@@ -230,6 +253,11 @@ def validate_at(kind: type[T], data: Any, where: str) -> T:
         raise _explain(error, where) from None
 
 
+_REPR = reprlib.Repr()
+"""Hostile input may be very deep or very long."""
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 4, 20, 20, 200, 200
+
+
 def _explain(error: ValidationError, place: str = "") -> ApiError:
     """The deepest of pydantic's complaints, in our words: of a union's members it is the one that fitted best."""
     problems = error.errors(include_url=False, include_context=False)
@@ -243,7 +271,7 @@ def _explain(error: ValidationError, place: str = "") -> ApiError:
         return bad_request(f"{where} is required, but missing", where, "missing_required_parameter")
     same = [p for p in problems if field_path(p["loc"]) == field_path(problem["loc"])]
     rules = dict.fromkeys(_rule(p["msg"]) for p in same)
-    shown = repr(problem["input"])
+    shown = _REPR.repr(problem["input"])
     shown = shown if len(shown) <= 100 else shown[:100] + "..."
     return bad_request(f"{where} is {shown}, but must be {' or '.join(rules)}", where)
 

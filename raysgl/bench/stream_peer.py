@@ -170,7 +170,7 @@ async def run_ingress(spec: Spec) -> None:
     dispatcher = Dispatcher(transport, "bench", {MODEL: model}, mirror)
     dispatcher.connect(spec.engine)
     config = ServerConfig(port=spec.port, drain_timeout_s=1)
-    server = HttpServer(create_app(dispatcher, config), listening_socket(HOST, spec.port), config.drain_timeout_s)
+    server = HttpServer(create_app(dispatcher, config), listening_socket(HOST, spec.port), config.drain_timeout_s, config)
     await server.started()
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)

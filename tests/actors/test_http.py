@@ -1,0 +1,155 @@
+"""The listener: TLS, client certificates, heads that are too large or too slow."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import ssl
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from raysgl.actors import http_guard
+from raysgl.actors.http import HttpServer, listening_socket
+from raysgl.config import ServerConfig, explain
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Listener:
+    """async with Listener(**settings) as port."""
+
+    def __init__(self, **settings: object):
+        self._settings = ServerConfig(**settings)
+
+    async def __aenter__(self) -> int:
+        sock = listening_socket("127.0.0.1", 0)
+        self._server = HttpServer(app, sock, 1, self._settings)
+        await self._server.started()
+        return sock.getsockname()[1]
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._server.drain()
+
+
+def certificate(name: str, issuer=None):
+    """(certificate, key), signed by `issuer`'s or by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signer, signing_key = issuer or (None, key)
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = (
+        x509.CertificateBuilder(signer.subject if signer else subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(names, critical=False)
+    )
+    return builder.sign(signing_key, hashes.SHA256()), key
+
+
+def write(folder, name: str, pair, password: bytes | None = None) -> tuple[str, str]:
+    cert, key = pair
+    secret = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    (folder / f"{name}.crt").write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    (folder / f"{name}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, secret))
+    return str(folder / f"{name}.crt"), str(folder / f"{name}.key")
+
+
+async def get(port: int, context: ssl.SSLContext) -> httpx.Response:
+    async with httpx.AsyncClient(verify=context) as client:
+        return await client.get(f"https://127.0.0.1:{port}/")
+
+
+async def test_tls_and_client_certificates(tmp_path):
+    ca = certificate("ca")
+    ca_file, _ = write(tmp_path, "ca", ca)
+    cert, key = write(tmp_path, "server", certificate("server", ca), b"hush")
+    mine = write(tmp_path, "client", certificate("client", ca))
+    settings = {"ssl_certfile": cert, "ssl_keyfile": key, "ssl_keyfile_password": "hush"}
+    plain = ssl.create_default_context(cafile=ca_file)
+    async with Listener(**settings) as port:
+        assert (await get(port, plain)).text == "ok"
+        async with httpx.AsyncClient() as client:
+            with pytest.raises(httpx.HTTPError):
+                await client.get(f"http://127.0.0.1:{port}/")
+            with pytest.raises(httpx.ConnectError):
+                await client.get(f"https://127.0.0.1:{port}/")
+    async with Listener(**settings, ssl_ca_certs=ca_file) as port:
+        with pytest.raises(httpx.HTTPError):
+            await get(port, plain)
+        known = ssl.create_default_context(cafile=ca_file)
+        known.load_cert_chain(*mine)
+        assert (await get(port, known)).text == "ok"
+
+
+async def test_a_bad_certificate_is_an_error_at_the_start(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        async with Listener(ssl_certfile=str(tmp_path / "none.pem")):
+            pass
+
+
+def test_tls_settings_that_contradict():
+    with pytest.raises(ValueError, match="ssl_keyfile needs ssl_certfile"):
+        ServerConfig(ssl_keyfile="x")
+    with pytest.raises(ValueError) as error:
+        ServerConfig(ssl_keyfile_password=["hush"], api_key=12345)
+    assert "hush" not in explain(error.value, ServerConfig)
+    assert "12345" not in explain(error.value, ServerConfig)
+
+
+async def talk(port: int, *parts: bytes) -> bytes:
+    """What comes back for these bytes until the server closes, or a whole answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        head = await reader.readuntil(b"\r\n\r\n")
+        return head + (await reader.read(1000))
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return b"closed"
+    finally:
+        writer.close()
+
+
+async def test_heads_are_limited():
+    async with Listener(max_header_bytes=2048) as port:
+        get = b"GET / HTTP/1.1\r\nhost: a\r\n"
+        assert (await talk(port, get + b"a: " + b"x" * 1000 + b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        answer = await talk(port, get + b"a: " + b"x" * 3000)
+        assert answer.startswith(b"HTTP/1.1 431")
+        assert b'"error"' in answer
+        assert b"connection: close" in answer
+        assert (await talk(port, b"GET /" + b"x" * 3000)).startswith(b"HTTP/1.1 431")
+        small = get + b"".join(b"h%d: %s\r\n" % (i, b"x" * 10) for i in range(500))
+        assert (await talk(port, *[small[i : i + 100] for i in range(0, len(small), 100)])).startswith(
+            (b"HTTP/1.1 431", b"closed")
+        )
+        body = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n" + b"x" * 9000
+        assert (await talk(port, body)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_connection_is_used_again():
+    async with Listener(max_header_bytes=2048) as port, httpx.AsyncClient() as client:
+        for _ in range(50):
+            assert (await client.get(f"http://127.0.0.1:{port}/", headers={"a": "x" * 500})).text == "ok"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost:"])
+async def test_heads_that_do_not_end(monkeypatch, sent):
+    monkeypatch.setattr(http_guard, "HEAD_TIMEOUT_S", 0.05)
+    async with Listener() as port:
+        assert (await talk(port, sent)).startswith(b"HTTP/1.1 408")
