@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from raysgl.bench.kernels_attention import bench_attention, bench_cascade, make_pool, tune_attention
-from raysgl.bench.kernels_linear import bench_layers, bench_linears, tune_linears
+from raysgl.bench.kernels_linear import bench_layers, bench_linears, table_text, tune_linears
 from raysgl.bench.kernels_rows import bench_rows, bench_sampling
 from raysgl.bench.kernels_timing import TINY, Bench, Sizes
 from raysgl.kernels.attention import KVCache
@@ -45,6 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them by default")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--tune", action="store_true", help="try configurations instead")
+    parser.add_argument(
+        "--table", type=Path, help="with --tune linears: write the winners to this file of raysgl/kernels/linear_tables"
+    )
+    parser.add_argument("--dependent-launch", action="store_true", help="with --tune: launch with PDL, and say so in the table")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, once")
     options = parser.parse_args(arguments)
     table = TUNE if options.tune else PARTS
@@ -59,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{name}, torch {torch.__version__}; times in microseconds, * the fastest")
     torch.manual_seed(0)
     bench = Bench(TINY if options.tiny else Sizes(), device, options.tiny)
+    if options.dependent_launch:
+        runtime.enable_pdl(True)
     started = time.perf_counter()
     with torch.inference_mode():
         cache = make_pool(bench)
@@ -75,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{len(checks)} checks, {bench.failed} failed, {time.perf_counter() - started:.0f} s")
     if options.json:
         options.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "figures": bench.figures}, indent=1))
+    if options.table:
+        options.table.write_text(table_text(bench, options.dependent_launch))
     return 1 if bench.failed else 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,9 +49,10 @@ def linears(bench: Bench) -> Iterator[Linear]:
 
 def library_linear(x: torch.Tensor, weight: torch.Tensor, layer: Linear, stream: torch.Tensor | None) -> torch.Tensor:
     """The same by cuBLAS and our row kernels."""
+    if stream is not None:
+        return torch.addmm(stream, x, weight.t(), out=stream)
     out = F.linear(x if layer.norm_I is None else rms_norm(x, layer.norm_I, 1e-5), weight)
-    out = silu_mul(out) if layer.silu else out
-    return out if stream is None else stream.add_(out)
+    return silu_mul(out) if layer.silu else out
 
 
 def bench_linears(bench: Bench) -> None:
@@ -80,31 +83,53 @@ def bench_linear(bench: Bench, layer: Linear, tokens: int) -> None:
 
 
 def tune_linears(bench: Bench) -> None:
-    print("\nlinear layers: the best configurations")
+    """Every product of the model at each number of tokens of `linear_table`: the best configuration, or the libraries' kernels."""
+    print("\nlinear layers: cuBLAS with kernels for what stands before and after it, and the best configurations")
     gemv = [
         GemvConfig(o, i, w, s)
         for o, i, w, s in ((4, 512, 4, 1), (8, 512, 4, 1), (4, 512, 4, 4), (8, 512, 4, 4), (8, 512, 8, 4))
     ]
     gemv += [GemvConfig(4, 1024, 4, 3), GemvConfig(2, 1024, 4, 4), GemvConfig(2, 512, 2, 6), GemvConfig(16, 256, 4, 4)]
+    gemv += [GemvConfig(4, 1024, 8, 1), GemvConfig(2, 2048, 8, 1), GemvConfig(1, 2048, 4, 3)]
     skinny = [SkinnyConfig(64, i, s, 4, n) for i, n in ((64, 6), (128, 4), (256, 3)) for s in (1, 2, 4, 8)]
     for layer in linears(bench):
-        cases: list[tuple[int, Sequence[Config]]] = [(1, [*gemv, *skinny]), (8, skinny)]
-        for tokens, configs in cases:
-            x = bench.random(tokens, layer.weights[0].shape[1])
-            found: list[tuple[float, str]] = []
-            for config in configs:
-                if isinstance(config, SkinnyConfig) and x.shape[1] // config.splits < 512:
+        rows, inputs = layer.weights[0].shape
+        for tokens in bench.sizes.tuned:
+            x = bench.random(tokens, inputs)
+            stream = bench.random(tokens, rows) if layer.residual else None
+            library = partial(library_linear, x, layer=layer, stream=stream)
+            cublas = bench.time([partial(library, w) for w in layer.weights])
+            found: list[tuple[float, Config]] = []
+            for config in gemv if tokens == 1 else skinny:
+                if isinstance(config, SkinnyConfig) and config.splits > 1 and inputs // config.splits < 512:
                     continue
-                ours = partial(skinny_linear, x, norm_I=layer.norm_I, silu_mul=layer.silu, config=config)
+                ours = partial(skinny_linear, x, norm_I=layer.norm_I, silu_mul=layer.silu, residual_TO=stream, config=config)
                 try:
-                    found.append((bench.time([partial(ours, w) for w in layer.weights]), str(config)))
+                    found.append((bench.time([partial(ours, w) for w in layer.weights]), config))
                 except Exception as error:  # noqa: BLE001 - out of shared memory, say: a finding, not a failure
                     print(f"  {config}: {type(error).__name__}")
-            for took, label in sorted(found)[:3]:
+            found.sort(key=lambda pair: pair[0])
+            print(
+                f"{layer.name:8s} {tokens:2d} {cublas:8.1f} us {layer.num_bytes / cublas / 1e6:5.2f} TB/s  cuBLAS", flush=True
+            )
+            for took, config in found[:2]:
                 print(
-                    f"{layer.name:8s} {tokens:2d} {took:8.1f} us {layer.num_bytes / took / 1e6:5.2f} TB/s  {label}", flush=True
+                    f"{layer.name:8s} {tokens:2d} {took:8.1f} us {layer.num_bytes / took / 1e6:5.2f} TB/s  {config}", flush=True
                 )
-            bench.figures.append({"tune": f"{layer.name} {tokens}", "us": sorted(found)})
+            figure = {"tune": layer.name, "cublas_us": cublas, "ours_us": [(took, str(config)) for took, config in found]}
+            if found and found[0][0] < cublas:
+                best = found[0][1]
+                got = skinny_linear(x, layer.weights[0], norm_I=layer.norm_I, silu_mul=layer.silu, config=best)
+                bench.check(f"{layer.name} {tokens} {best}", got, library_linear(x, layer.weights[0], layer, None))
+                kind = "gemv" if isinstance(best, GemvConfig) else "skinny"
+                figure["product"] = [tokens, rows, inputs, layer.silu, kind, list(dataclasses.astuple(best))]
+            bench.figures.append(figure)
+
+
+def table_text(bench: Bench, dependent_launch: bool) -> str:
+    """A file of `raysgl.kernels.linear_table`, of what `tune_linears` found."""
+    products = [json.dumps(figure["product"]) for figure in bench.figures if "product" in figure]
+    return f'{{"dependent_launch": {json.dumps(dependent_launch)},\n"products": [\n' + ",\n".join(products) + "\n]}\n"
 
 
 # ---------------------------------------------------------------- decode layers

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from raysgl.kernels.linear_table import BUCKETS
+
 Call = Callable[[], Any]
 
 
@@ -28,6 +30,7 @@ class Sizes:
     layers: int = 8
     cold_bytes: int = 256 << 20
     tokens: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    tuned: Sequence[int] = BUCKETS
     rows: Sequence[int] = (1, 64, 256, 512)
     decode: Sequence[tuple[int, int]] = tuple((b, c) for c in (256, 1024, 4096) for b in (1, 8, 32, 64, 128, 256, 512))
     prefill: Sequence[tuple[int, int, int]] = ((4, 0, 1024), (1, 0, 4096), (16, 2048, 128), (64, 1280, 256))
@@ -47,7 +50,7 @@ class Sizes:
 
 
 TINY = Sizes(
-    64, 4, 2, 16, 96, 300, 16, 64, 2, 1, (1, 3), (2,), ((2, 40),), ((2, 16, 8),), ((2, 2, 32, 9),)
+    64, 4, 2, 16, 96, 300, 16, 64, 2, 1, (1, 3), (1, 4), (2,), ((2, 40),), ((2, 16, 8),), ((2, 2, 32, 9),)
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from raysgl.distributed import TPGroup
+from raysgl.kernels.linear import folded_linear
 from raysgl.kernels.norm import add_rms_norm, rms_norm
 
 
@@ -84,6 +85,10 @@ class ColumnLinear(nn.Module):
     def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
         return F.linear(x_TI, self.weight, self.bias)
 
+    def folded(self, stream_TI: torch.Tensor, norm: RMSNorm, silu: bool = False) -> torch.Tensor:
+        """Of the normalised stream; silu: the two parts are gate and up, and silu(gate) * up comes out."""
+        return folded_linear(stream_TI, self.weight, norm_I=norm.weight, eps=norm.eps, bias_O=self.bias, silu=silu)
+
     def pieces(self, path: str) -> Iterator[Piece]:
         parent = path.rpartition(".")[0]
         offset = 0
@@ -110,6 +115,10 @@ class RowLinear(nn.Module):
         # The bias must enter the sum once.
         out_TD = F.linear(x_TI, self.weight, self.bias if self.tp.rank == 0 else None)
         return self.tp.all_reduce(out_TD)
+
+    def folded(self, x_TI: torch.Tensor, stream_TD: torch.Tensor) -> None:
+        """Add the result to the stream. Of one rank alone."""
+        folded_linear(x_TI, self.weight, bias_O=self.bias, residual_TO=stream_TD)
 
     def pieces(self, path: str) -> Iterator[Piece]:
         out_features, length = self.weight.shape
@@ -140,7 +149,7 @@ class VocabEmbedding(nn.Module):
 
     def logits(self, hidden_LD: torch.Tensor) -> torch.Tensor:
         """[L, vocab_size] on every rank, in the model's dtype."""
-        return self.tp.all_gather(F.linear(hidden_LD, self.weight))[:, : self.vocab_size]
+        return self.tp.all_gather(folded_linear(hidden_LD, self.weight))[:, : self.vocab_size]
 
     def pieces(self, path: str) -> Iterator[Piece]:
         length = max(0, min(self.rows, self.vocab_size - self.first))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from raysgl.kernels import linear_table
 from raysgl.kernels.activation import silu_mul
 from raysgl.kernels.attention import AttentionBackend, AttentionLayer
 from raysgl.kernels.batch import ForwardBatch
@@ -40,20 +41,25 @@ class LlamaAttention(nn.Module):
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv_TMH = self.qkv_proj(x_TD).view(-1, heads + 2 * kv_heads, self.head_dim)
         if isinstance(rotary, torch.Tensor):
-            o_TNH = attention.attend(self.write(qkv_TMH, rotary, attention), self.layer)
-            return self.o_proj(o_TNH.view(-1, heads * self.head_dim))
+            return self.o_proj(self.write_and_attend(qkv_TMH, rotary, attention))
         qk_TMH = self.position(qkv_TMH[:, : heads + kv_heads], rotary)
         o_TNH = attention.forward(qk_TMH[:, :heads], qk_TMH[:, heads:], qkv_TMH[:, heads + kv_heads :], self.layer)
         return self.o_proj(o_TNH.reshape(-1, heads * self.head_dim))
 
-    def write(self, qkv_TMH: torch.Tensor, table_TH: torch.Tensor, attention: AttentionBackend) -> torch.Tensor:
-        """`position`, and the cache write, in one launch. Returns q_TNH."""
+    def folded(self, stream_TD: torch.Tensor, norm: RMSNorm, table_TH: torch.Tensor, attention: AttentionBackend) -> None:
+        """See `LlamaLayer.folded`."""
+        qkv_TMH = self.qkv_proj.folded(stream_TD, norm).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
+        self.o_proj.folded(self.write_and_attend(qkv_TMH, table_TH, attention), stream_TD)
+
+    def write_and_attend(self, qkv_TMH: torch.Tensor, table_TH: torch.Tensor, attention: AttentionBackend) -> torch.Tensor:
+        """`position` and the cache write in one launch, then attention. Returns o_TNH with the heads side by side."""
         cache, index = attention.cache, self.layer.index
         q_norm, k_norm, eps = self.head_norms()
         fused = triton_kernels(qkv_TMH.device, qkv_TMH.dtype)
-        return fused.rotate_and_write(
+        q_TNH = fused.rotate_and_write(
             qkv_TMH, cache.keys[index], cache.values[index], attention.write_slots_T, table_TH, None, q_norm, k_norm, eps
         )
+        return attention.attend(q_TNH, self.layer).view(-1, self.num_heads * self.head_dim)
 
     def head_norms(self) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
         """Weights of the norms of each query and key head, and their epsilon."""
@@ -73,6 +79,10 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         return self.down_proj(silu_mul(self.gate_up_proj(x_TD)))
+
+    def folded(self, stream_TD: torch.Tensor, norm: RMSNorm) -> None:
+        """See `LlamaLayer.folded`."""
+        self.down_proj.folded(self.gate_up_proj.folded(stream_TD, norm, silu=True), stream_TD)
 
 
 class LlamaLayer(nn.Module):
@@ -97,11 +107,23 @@ class LlamaLayer(nn.Module):
         x_TD, residual_TD = self.post_attention_layernorm.after_add(x_TD, residual_TD)
         return self.mlp(x_TD), residual_TD
 
+    def folds(self, stream_TD: torch.Tensor) -> bool:
+        """Whether `folded` is faster for so many tokens: it has a faster kernel for some of the layer's products."""
+        attention, mlp = self.self_attn, self.mlp
+        products = (attention.qkv_proj, False), (attention.o_proj, False), (mlp.gate_up_proj, True), (mlp.down_proj, False)
+        return any(linear_table.find(stream_TD, linear.weight, silu) for linear, silu in products)
+
+    def folded(self, stream_TD: torch.Tensor, table_TH: torch.Tensor, attention: AttentionBackend) -> None:
+        """The whole layer, added to the residual stream in place: norms, SiLU and additions are the linear layers' own work."""
+        self.self_attn.folded(stream_TD, self.input_layernorm, table_TH, attention)
+        self.mlp.folded(stream_TD, self.post_attention_layernorm)
+
 
 class LlamaModel(nn.Module):
     def __init__(self, config: HFConfig, build: Build, layer_class: type[LlamaLayer], context_length: int):
         super().__init__()
         self.dtype = build.dtype
+        self.one_rank = build.tp.size == 1
         self.embed_tokens = VocabEmbedding(build, config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layer_class(config, build, index) for index in range(config.num_layers))
         self.norm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
@@ -116,6 +138,10 @@ class LlamaModel(nn.Module):
         else:
             rotary = cos_sin(batch.positions_T, self.inv_freq, self.rope_scale, self.dtype)
         x_TD, residual_TD = self.embed_tokens(batch.token_ids_T), None
+        if isinstance(rotary, torch.Tensor) and self.one_rank and self.layers[0].folds(x_TD):
+            for layer in self.layers:
+                layer.folded(x_TD, rotary, attention)
+            return self.norm(x_TD)
         for layer in self.layers:
             x_TD, residual_TD = layer(x_TD, residual_TD, rotary, attention)
         return self.norm.after_add(x_TD, residual_TD)[0]

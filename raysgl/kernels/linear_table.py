@@ -1,0 +1,82 @@
+"""Which linear layers of few tokens are faster in Triton than in cuBLAS, as measured on this kind of GPU.
+
+A table is a file `linear_tables/<device name>.json`, written by `python -m raysgl.bench.kernels linears --tune --table FILE`:
+"products" are the shapes where Triton won, [tokens, rows of the weight, inputs, SiLU-mul after it, kind, numbers of its config];
+"dependent_launch": whether kernels are launched with PDL (`raysgl.kernels.triton.runtime`). Where there is no file, and for
+shapes that are not in it, cuBLAS does the work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from raysgl.kernels.fused import triton_kernels
+
+if TYPE_CHECKING:
+    from raysgl.kernels.triton.linear import Config
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent / "linear_tables"
+BUCKETS = (1, 4, 16, 32, 64)
+"""Numbers of tokens that are measured; others use the next larger one's entry."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """rows: of the weight, so twice the outputs with silu."""
+
+    tokens: int
+    rows: int
+    inputs: int
+    silu: bool
+
+
+def file_name(device_name: str) -> str:
+    """ "NVIDIA H100 80GB HBM3" -> nvidia_h100_80gb_hbm3.json"""
+    return "_".join(device_name.lower().replace("/", " ").split()) + ".json"
+
+
+@cache
+def table(device: torch.device, dtype: torch.dtype) -> dict[Shape, Config]:
+    """The measured winners on this device; empty where nothing was measured."""
+    if triton_kernels(device, dtype) is None:
+        return {}
+    path = FOLDER / file_name(torch.cuda.get_device_name(device))
+    if not path.is_file():
+        return {}
+    from raysgl.kernels.triton import runtime
+
+    text = path.read_text()
+    found = parse(text)
+    if json.loads(text)["dependent_launch"]:
+        runtime.enable_pdl(True)
+    log.info("linear layers: %d shapes in Triton, from %s", len(found), path.name)
+    return found
+
+
+def parse(text: str) -> dict[Shape, Config]:
+    """A table file's products."""
+    from raysgl.kernels.triton.gemv import GemvConfig
+    from raysgl.kernels.triton.skinny import SkinnyConfig
+
+    kinds = {"gemv": GemvConfig, "skinny": SkinnyConfig}
+    return {
+        Shape(tokens, rows, inputs, silu): kinds[kind](*numbers)
+        for tokens, rows, inputs, silu, kind, numbers in json.loads(text)["products"]
+    }
+
+
+def find(x_TI: torch.Tensor, weight_OI: torch.Tensor, silu: bool = False) -> Config | None:
+    """How Triton should multiply these; None: cuBLAS."""
+    if not x_TI.is_cuda or len(x_TI) > BUCKETS[-1] or not (winners := table(x_TI.device, x_TI.dtype)):
+        return None
+    tokens = next(bucket for bucket in BUCKETS if bucket >= len(x_TI))
+    return winners.get(Shape(tokens, *weight_OI.shape, silu))
