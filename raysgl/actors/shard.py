@@ -185,7 +185,7 @@ class ModelShard:
         def make() -> ModelRunner:
             return ModelRunner(config, self._checkpoint, spec.rank, group, device, self._progress)
 
-        self._runner = BackgroundRunner(make) if spec.device == "cpu" else make()
+        self._runner = BackgroundRunner(make, samples=spec.rank == 0) if spec.device == "cpu" else make()
         inner = self._runner.runner if spec.device == "cpu" else self._runner
         self._profiler = StepProfiler(inner, spec.replica, spec.rank)
         # Weights and modules live as long as the process: the garbage collector need not walk them again.

@@ -42,12 +42,15 @@ class BackgroundStep:
 class BackgroundRunner(Generic[R]):
     """Makes a runner by `make()` and runs its `launch` to the end, in one thread, in order. `runner` is the one made.
 
+    samples: whether this rank samples, and so is given masks; the others get rank 0's tokens.
+
     Raises what `make` raises.
     """
 
-    def __init__(self, make: Callable[[], R]):
+    def __init__(self, make: Callable[[], R], samples: bool = True):
         self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._masks: SimpleQueue[TokenMasks | None] = SimpleQueue()
+        self._samples = samples
         made: Future[R] = Future()
         threading.Thread(target=self._work, args=(make, made), name="step", daemon=True).start()
         self.runner = made.result()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import Future
 
+import msgspec
 import numpy as np
 import pytest
 
+from raysgl.engine.background import BackgroundRunner
+from raysgl.engine.plan import StepPlan
 from raysgl.grammar.interface import CompilerStats, GrammarError
+from raysgl.messages import pack_ids
 from raysgl.sampling.constraint import Constraint
-from tests.engine.simulated import VOCAB, Engine, expected
+from tests.engine.simulated import VOCAB, Engine, SimulatedRunner, expected
 
 EOS = 0
 RUN = Constraint("regex", "run")
@@ -246,3 +250,24 @@ def test_without_grammars_a_constraint_is_refused():
     engine.run()
     assert engine.finish(1).status == 400
     assert engine.finish(1).param == "constraint"
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_only_the_rank_that_samples_waits_for_masks(samples):
+    runner = SimulatedRunner(8, 4, 2)
+    if not samples:  # as on other ranks, where a guided step is complete when it is launched
+        runner.sample = None
+        simulated = runner.launch
+        runner.launch = lambda plan: simulated(msgspec.structs.replace(plan, guided=False))
+    behind = BackgroundRunner(lambda: runner, samples=samples)
+    one = pack_ids([1])
+    plan = StepPlan(
+        1, pack_ids([0]), pack_ids([0]), one, one, 0, pack_ids([5]), pack_ids([0]), pack_ids([0]), one, [], guided=True
+    )
+    step = behind.launch(plan)
+    if samples:
+        assert not step.wait(0.05)
+        behind.sample(None)
+    assert step.wait(10)
+    assert len(step.result().token_ids) == 1
+    behind.close()
