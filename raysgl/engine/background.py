@@ -73,7 +73,7 @@ class BackgroundRunner(Generic[R]):
 
     def _run(self, plan: StepPlan) -> StepResult:
         step = self.runner.launch(plan)
-        if plan.guided:
+        if plan.guided and self._samples:
             self.runner.sample(self._masks.get())
         return step.result()
 
