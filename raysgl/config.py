@@ -202,6 +202,12 @@ class ServerConfig(Settings):
     log_requests_level: int = Field(
         1, ge=0, le=3, description="0: times and tokens; 1: and numbers of sampling; 2: and beginnings of texts; 3: all"
     )
+    otlp_traces_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="where OpenTelemetry traces go, such as http://127.0.0.1:4318/v1/traces"
+    )
+    otlp_traces_sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of the requests that are traced, where the client has not decided"
+    )
     metrics_names: MetricsNames = Field("sglang", description="whose names /metrics has")
 
     @model_validator(mode="after")

@@ -18,7 +18,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions whose import name is another. (PyPI's names, with - and _ the same, else.)
 DISTRIBUTIONS = {"yaml": "pyyaml", "zmq": "pyzmq"}
 # Used where they are installed, in the function that needs them: kernels that no package on PyPI has alone, and an extra.
-OPTIONAL = {"xgrammar", "flashinfer", "triton", "vllm", "flash_attn", "vllm_flash_attn", "flash_attn_interface", "accelerate"}
+OPTIONAL = {
+    "opentelemetry",
+    "xgrammar",
+    "flashinfer",
+    "triton",
+    "vllm",
+    "flash_attn",
+    "vllm_flash_attn",
+    "flash_attn_interface",
+    "accelerate",
+}
 
 
 def name_of(requirement: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,6 +26,7 @@ from raysgl.api.limits import UNITS, Limits
 from raysgl.api.metrics import Metrics
 from raysgl.api.request_log import log_request
 from raysgl.api.service import Service
+from raysgl.api.tracing import Traces, otlp_exporter
 from raysgl.config import ServerConfig
 
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
@@ -42,9 +45,16 @@ def create_app(backend: Backend, settings: ServerConfig | None = None, ingress: 
     settings = settings or ServerConfig()
     metrics = Metrics(backend, lambda: gate.open, settings.metrics_names, ingress)
     service = Service(backend, settings, gate, metrics, KeyRing(settings), Limits(settings.num_ingress))
+    traces = _traces(settings)
     app = FastAPI(
-        title="raysgl", version=raysgl.__version__, description=raysgl.__doc__ or "", openapi_url=None, telemetry=NO_TELEMETRY
+        title="raysgl",
+        version=raysgl.__version__,
+        description=raysgl.__doc__ or "",
+        openapi_url=None,
+        lifespan=_lifespan(traces),
+        telemetry=NO_TELEMETRY,
     )
+    observers = [metrics.observe, log_request, *([traces.observe] if traces else ())]
     app.state.gate, app.state.service = gate, service
     if settings.cors_allow_origins:
         app.add_middleware(
@@ -54,12 +64,28 @@ def create_app(backend: Backend, settings: ServerConfig | None = None, ingress: 
             allow_headers=["*"],
             expose_headers=EXPOSED,
         )
-    app.add_middleware(Calls, observers=[metrics.observe, log_request])
+    app.add_middleware(Calls, observers=observers)
     for row in ENDPOINTS:
         _add(app, row, service)
     _add_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _traces(settings: ServerConfig) -> Traces | None:
+    if settings.otlp_traces_endpoint is None:
+        return None
+    return Traces(otlp_exporter(settings.otlp_traces_endpoint), settings.otlp_traces_sample_ratio)
+
+
+def _lifespan(traces: Traces | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
+
+    return run
 
 
 def _add(app: FastAPI, row: Endpoint, service: Service) -> None:

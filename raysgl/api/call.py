@@ -50,8 +50,14 @@ class Call:
     cached_tokens: int = 0
     completion_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
+    tokenised: tuple[float, float] | None = None
+    """From the first text's beginning to the last one's end."""
     submitted_at: float = 0.0
+    routed_at: float = 0.0
+    """When all prompts had a replica."""
     first_token_at: float = 0.0
+    generated_at: float = 0.0
+    """When the last token came."""
     queued_s: float | None = None
     """How long the first sequence waited in the engine, in seconds; then, until its first token:"""
     prefill_s: float | None = None
@@ -62,6 +68,10 @@ class Call:
         self.prompt_tokens += prompt_tokens
         if self.allowance is not None:
             self.allowance.spend_prompt(prompt_tokens)
+
+    def tokenising(self, since: float) -> None:
+        """Some text has been tokenised just now."""
+        self.tokenised = (self.tokenised[0] if self.tokenised else since, time.perf_counter())
 
     def engine_times(self, queued_s: float, prefill_s: float) -> None:
         """The first sequence's are kept."""

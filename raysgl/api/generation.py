@@ -83,6 +83,7 @@ class Generation:
                 await self._submit(0)
             else:
                 await self._submit_all()
+            self._tally.routed()
         except BaseException as error:
             self._close()
             if isinstance(error, QueueFull):

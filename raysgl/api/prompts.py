@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
 
+from raysgl.api.call import current
 from raysgl.api.chat_template import RESERVED, ChatTemplate, TemplateError
 from raysgl.api.errors import ApiError, bad_request
 from raysgl.api.protocol import ChatInput
@@ -88,7 +90,7 @@ async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
 
 async def encode(text: str, model: ServedModel, param: str, add_special_tokens: bool, check_length: bool = True) -> list[int]:
     """Token ids. Texts that are far too long are refused before they are tokenised. ApiError 400."""
-    tokenizer = model.tokenizer
+    tokenizer, since = model.tokenizer, time.perf_counter()
     if check_length:
         limit, what = model.token_limit()
         if len(text) > limit and (fewest := tokenizer.fewest_tokens(text)) > limit:
@@ -106,6 +108,7 @@ async def encode(text: str, model: ServedModel, param: str, add_special_tokens: 
                     "context_length_exceeded",
                 )
     ids = await tokenizer.encode_async(text, add_special_tokens)
+    current().tokenising(since)
     if not ids and check_length:
         raise bad_request(f"{param} is empty", param)
     return ids

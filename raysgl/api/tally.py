@@ -46,6 +46,10 @@ class Tally:
         if keeps_text():
             self._call.texts = [[] for _ in self._last_at]
 
+    def routed(self) -> None:
+        """All prompts have a replica."""
+        self._call.routed_at = time.perf_counter()
+
     def text(self, index: int, text: str) -> None:
         if self._call.texts is not None:
             self._call.texts[index].append(text)
@@ -106,4 +110,5 @@ class Tally:
         for length, cached in zip(self._lengths, self.cached):
             if cached is not None:
                 self._stats.uncached_lengths.add(length - cached)
+        self._call.generated_at = max(self._last_at)
         self._call.end(self.usage.completion_tokens, self.usage.cached_tokens)
