@@ -11,6 +11,7 @@ from raysgl.bench.report import Report
 from raysgl.config import EngineConfig
 from raysgl.engine.background import BackgroundRunner
 from raysgl.engine.loop import EngineLoop
+from raysgl.engine.plan import Runner
 from raysgl.engine.runner import ModelRunner
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.messages import Submit, ToEngine, pack_ids
@@ -26,24 +27,7 @@ def run(model_path: str, threads: int, batch: int, steps: int, stage: Callable[[
     forward = [0.0]
     for part in ("forward", "logits"):
         _time(runner._model, part, forward)
-    scheduler = Scheduler(SchedulerConfig(config.page_size, runner.num_pages, runner.context_length, batch, batch, 512))
-    inbox: list[ToEngine] = [
-        Submit(
-            uid,
-            "r",
-            "i",
-            pack_ids([5 + uid, *range(100, 163)]),
-            SamplingParams(temperature=0, max_new_tokens=steps, ignore_eos=True),
-            [],
-        )
-        for uid in range(batch)
-    ]
-
-    def receive(timeout: float) -> list[ToEngine]:
-        messages, inbox[:] = list(inbox), []
-        return messages
-
-    loop = EngineLoop(scheduler, behind, receive, lambda outputs: None, publish=lambda events, load: None, overlap=False)
+    loop = decoding_loop(behind, config, runner, batch, 64, steps, overlap=False)
     stage(f"decoding {steps} tokens of {batch} sequences")
     totals, beside, last, seen = [], [], time.perf_counter(), 0
     loop.run_once()
@@ -60,6 +44,24 @@ def run(model_path: str, threads: int, batch: int, steps: int, stage: Callable[[
     report.add("framework_ms", "beside the model's forward, median", 1000 * statistics.median(beside), "ms")
     report.add("tokens_per_second", "tokens", batch / statistics.median(totals), "tokens/s")
     return report
+
+
+def decoding_loop(
+    launcher: Runner, config: EngineConfig, runner: ModelRunner, batch: int, prompt: int, steps: int, overlap: bool
+) -> EngineLoop:
+    """A loop about to decode `steps` tokens of each of `batch` prompts. launcher: the runner, or what runs it in the background."""
+    chunk = runner.limits.step_tokens
+    scheduler = Scheduler(SchedulerConfig(config.page_size, runner.num_pages, runner.context_length, batch, batch, chunk))
+    sampling = SamplingParams(temperature=0, max_new_tokens=steps, ignore_eos=True)
+    inbox: list[ToEngine] = [
+        Submit(uid, "r", "i", pack_ids([5 + uid, *range(100, 99 + prompt)]), sampling, []) for uid in range(batch)
+    ]
+
+    def receive(timeout: float) -> list[ToEngine]:
+        messages, inbox[:] = list(inbox), []
+        return messages
+
+    return EngineLoop(scheduler, launcher, receive, lambda outputs: None, publish=lambda events, load: None, overlap=overlap)
 
 
 def _time(model: object, name: str, total: list[float]) -> None:

@@ -1,0 +1,66 @@
+"""All that needs a GPU, in one go: `python -m raysgl.bench.gpu_check`, with everything it prints in one folder.
+
+Parts run one after another, each in a process of its own and with a time limit, so that one which fails or hangs costs no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+KERNELS = ("-m", "raysgl.bench.kernels")
+PARTS: dict[str, tuple[tuple[str, ...], float]] = {
+    "tests": (("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), 580),
+    "sampling": ((*KERNELS, "sampling", "--json", "{out}/sampling.json"), 120),
+    "layers": ((*KERNELS, "layers", "--json", "{out}/layers.json"), 240),
+    "tune": ((*KERNELS, "linears", "--tune", "--json", "{out}/tune.json", "--table", "{out}/linear_table.json"), 580),
+    "attention": ((*KERNELS, "attention", "cascade", "--json", "{out}/attention.json"), 300),
+    "rows": ((*KERNELS, "rows", "--json", "{out}/rows.json"), 120),
+    "trace": (("-m", "raysgl.bench.trace", "--json", "{out}/trace.json"), 180),
+    "trace1": (("-m", "raysgl.bench.trace", "--batch", "1", "--prompt", "128", "--json", "{out}/trace1.json"), 180),
+}
+"""name -> (arguments of Python, seconds it may take)."""
+TAIL = 12
+"""Lines of each part that are shown; all are in its log."""
+
+
+def run(name: str, out: Path) -> str:
+    """Run a part, its output in `out`/name.log. Returns what became of it."""
+    arguments, limit = PARTS[name]
+    log, begin = out / f"{name}.log", time.perf_counter()
+    with log.open("w") as file:
+        try:
+            command = [sys.executable, *(argument.format(out=out) for argument in arguments)]
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=False).returncode
+            ending = "passed" if code == 0 else f"exit status {code}"
+        except subprocess.TimeoutExpired:
+            ending = f"ended after its limit of {limit:.0f} s"
+    print(f"\n== {name}", *log.read_text(errors="replace").splitlines()[-TAIL:], sep="\n", flush=True)
+    return f"{ending}, {time.perf_counter() - begin:.0f} s"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: every part passed."""
+    parser = argparse.ArgumentParser(prog="python -m raysgl.bench.gpu_check", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them by default")
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check")), help="folder; default: $OUT, or gpu-check"
+    )
+    options = parser.parse_args(arguments)
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    endings = {name: run(name, options.out) for name in PARTS if not options.parts or name in options.parts}
+    summary = "\n".join(f"{name:10s} {ending}" for name, ending in endings.items())
+    (options.out / "summary.txt").write_text(summary + "\n")
+    print(f"\n{summary}\n(in {options.out})")
+    return 0 if all(ending.startswith("passed") for ending in endings.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
