@@ -10,19 +10,22 @@ import torch
 from raysgl.kernels.attention import BACKENDS, AttentionLayer, KVCache, create_backend, flash_attn, page_bytes
 from raysgl.kernels.attention import torch_backend as torch_backend_module
 from raysgl.kernels.batch import ForwardBatch
+from tests.conftest import have_gpu
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [
-    # (query heads, kv heads, head dim, page size, window)
-    (4, 4, 64, 16, None),
-    (8, 1, 64, 16, None),
-    (9, 3, 64, 16, None),
-    (4, 2, 96, 1, None),
-    (6, 3, 128, 8, None),
-    (8, 2, 64, 16, 1),
-    (4, 2, 64, 16, 20),
-    (4, 2, 64, 1, 33),
-    (4, 1, 128, 4, 64),
+    # (query heads, kv heads, head dim, page size, window, soft cap)
+    (4, 4, 64, 16, None, None),
+    (8, 1, 64, 16, None, None),
+    (9, 3, 64, 16, None, None),
+    (4, 2, 96, 1, None, None),
+    (6, 3, 128, 8, None, None),
+    (8, 2, 64, 16, 1, None),
+    (4, 2, 64, 16, 20, None),
+    (4, 2, 64, 1, 33, None),
+    (4, 1, 128, 4, 64, None),
+    (4, 2, 64, 16, None, 0.7),
+    (8, 1, 128, 64, 20, 1.5),
 ]
 MIXES = {
     # name: (lengths of decode rows, (tokens computed, length) of prefill rows)
@@ -35,18 +38,19 @@ MIXES = {
 }
 
 
-def naive(q_NH, keys_BKH, values_BKH, position, scale, window):
+def naive(q_NH, keys_BKH, values_BKH, position, scale, window, soft_cap):
     """One query token over the keys it may see."""
     first = 0 if window is None else max(0, position - window + 1)
     group = q_NH.shape[0] // keys_BKH.shape[1]
     keys = keys_BKH[first : position + 1].repeat_interleave(group, 1)
     values = values_BKH[first : position + 1].repeat_interleave(group, 1)
-    weights_BN = torch.einsum("nh,bnh->bn", q_NH * scale, keys).softmax(0)
+    scores_BN = torch.einsum("nh,bnh->bn", q_NH * scale, keys)
+    weights_BN = (scores_BN if soft_cap is None else soft_cap * torch.tanh(scores_BN / soft_cap)).softmax(0)
     return torch.einsum("bn,bnh->nh", weights_BN, values)
 
 
 def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0):
-    heads, kv_heads, dim, size, window = shape
+    heads, kv_heads, dim, size, window, soft_cap = shape
     decode, prefill = mix
     torch.manual_seed(seed)
     counts = [1] * len(decode) + [count for count, _ in prefill]
@@ -87,7 +91,7 @@ def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0):
     q_TNH = torch.randn(total, heads, dim).to(device, dtype)
     new_keys = torch.cat([k[len(k) - c :] for k, c in zip(keys, counts, strict=True)])
     new_values = torch.cat([v[len(v) - c :] for v, c in zip(values, counts, strict=True)])
-    layer = AttentionLayer(index=1, scale=dim**-0.5, window=window)
+    layer = AttentionLayer(index=1, scale=dim**-0.5, window=window, soft_cap=soft_cap)
     attention = create_backend(backend, cache, heads, {None, window})
     attention.plan(batch)
     got = attention.forward(q_TNH, new_keys, new_values, layer)
@@ -96,7 +100,7 @@ def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0):
     for row, count in enumerate(counts):
         for position in range(lens[row] - count, lens[row]):
             q_NH = q_TNH[token].float()
-            expected.append(naive(q_NH, keys[row].float(), values[row].float(), position, layer.scale, window))
+            expected.append(naive(q_NH, keys[row].float(), values[row].float(), position, layer.scale, window, soft_cap))
             token += 1
     torch.testing.assert_close(got.float(), torch.stack(expected), atol=atol, rtol=atol)
     torch.testing.assert_close(cache.keys[1][batch.write_slots_T], new_keys)
@@ -114,7 +118,7 @@ def test_equals_naive_attention(shape, mix, device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("shape", [*SHAPES, (32, 8, 128, 16, None), (16, 2, 256, 16, None)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (32, 8, 128, 16, None, None), (16, 2, 256, 16, None, 1.5)], ids=str)
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"torch"}))
 def test_gpu_backends_equal_naive_attention(backend, shape, mix):
     if backend == "flash_attn" and not flash_attn.usable(torch.device("cuda"), shape[2], torch.bfloat16):
@@ -122,11 +126,30 @@ def test_gpu_backends_equal_naive_attention(backend, shape, mix):
     check(backend, shape, MIXES[mix], "cuda", torch.bfloat16, atol=3e-2)
 
 
+TRITON_SHAPES = [
+    # Every head dim, one to eight query heads a key head, pages of 1, 16 and 64 tokens, windows and caps.
+    (2, 2, 64, 1, None, None),
+    (4, 2, 96, 16, None, 0.7),
+    (8, 1, 128, 64, 20, None),
+    (9, 3, 64, 16, 33, 1.5),
+    (4, 1, 256, 16, None, None),
+]
+
+
+@pytest.mark.parametrize("mix", ["decode rows of like length", "chunks", "everything"])
+@pytest.mark.parametrize("shape", TRITON_SHAPES, ids=str)
+def test_triton_equals_naive_attention(shape, mix):
+    pytest.importorskip("triton")
+    decode, prefill = MIXES[mix]
+    small = ([n // 2 for n in decode], [(min(count, 20), min(length, 40)) for count, length in prefill])
+    check("triton", shape, small, "cuda" if have_gpu() else "cpu", atol=1e-4)
+
+
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_small_scratch_makes_more_groups_and_changes_nothing(monkeypatch, mix):
     monkeypatch.setitem(torch_backend_module.SCRATCH_BYTES, "cpu", 40_000)
-    check("torch", (4, 2, 64, 16, None), MIXES[mix], "cpu")
-    check("torch", (4, 2, 64, 16, 50), MIXES[mix], "cpu")
+    check("torch", (4, 2, 64, 16, None, None), MIXES[mix], "cpu")
+    check("torch", (4, 2, 64, 16, 50, None), MIXES[mix], "cpu")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -140,7 +163,7 @@ def test_random_batches(device):
         mix = (decode or [1], prefill)
         check(
             "torch",
-            (4, 2, 64, pick.choice([1, 4, 16]), pick.choice([None, 30])),
+            (4, 2, 64, pick.choice([1, 4, 16]), pick.choice([None, 30]), pick.choice([None, 2.0])),
             mix,
             device,
             atol=1e-5 if device == "cpu" else 1e-3,
@@ -150,11 +173,11 @@ def test_random_batches(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_bfloat16(device):
-    check("torch", (8, 2, 64, 16, None), MIXES["everything"], device, torch.bfloat16, atol=3e-2)
+    check("torch", (8, 2, 64, 16, None, None), MIXES["everything"], device, torch.bfloat16, atol=3e-2)
 
 
 def test_float64():
-    check("torch", (8, 2, 64, 16, 30), MIXES["everything"], "cpu", torch.float64, atol=1e-5)
+    check("torch", (8, 2, 64, 16, 30, None), MIXES["everything"], "cpu", torch.float64, atol=1e-5)
 
 
 def test_page_bytes_is_what_a_page_takes():

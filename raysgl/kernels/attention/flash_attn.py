@@ -72,10 +72,11 @@ class FlashAttnBackend:
         load_library()
         self.cache = cache
         self._num_heads = num_heads
-        self._windows = tuple(set(windows))
         self._keys = [layer[0] for layer in cache.data]
         self._values = [layer[1] for layer in cache.data]
-        self._metadata: dict[int | None, torch.Tensor] = {}
+        self._kinds = {(window, False) for window in windows}
+        """(window, whether scores are capped) of the layers met so far."""
+        self._metadata: dict[tuple[int | None, bool], torch.Tensor] = {}
 
     def plan(self, batch: ForwardBatch) -> None:
         self.write_slots_T = batch.write_slots_T
@@ -87,32 +88,36 @@ class FlashAttnBackend:
         self._max_query = max(batch.query_lens)
         self._max_kv = max(batch.kv_lens)
         self._splits = 1 if len(batch.token_ids_T) >= UNSPLIT_TOKENS else MAX_SPLITS
-        for window in self._windows:
-            self._metadata[window] = torch.ops._vllm_fa3_C.get_scheduler_metadata(
-                rows,
-                self._max_query,
-                self._max_kv,
-                self._num_heads,
-                self.cache.num_kv_heads,
-                self.cache.head_dim,
-                self.cache.head_dim,
-                self.cache.dtype,
-                self._kv_lens_S,
-                self._starts_S,
-                None,  # cu_seqlens_k
-                None,  # cu_seqlens_k_new
-                None,  # seqused_q
-                None,  # leftpad_k
-                self.cache.page_size,
-                0,  # max_seqlen_k_new
-                True,  # causal
-                _left(window),
-                0 if window is not None else -1,
-                False,  # soft cap
-                self._splits,
-                None,  # pack_gqa
-                0,  # sm_margin
-            )
+        self._rows = rows
+        self._metadata = {kind: self._schedule(*kind) for kind in self._kinds}
+
+    def _schedule(self, window: int | None, capped: bool) -> torch.Tensor:
+        """What the kernel works out once a step for all layers of a kind."""
+        return torch.ops._vllm_fa3_C.get_scheduler_metadata(
+            self._rows,
+            self._max_query,
+            self._max_kv,
+            self._num_heads,
+            self.cache.num_kv_heads,
+            self.cache.head_dim,
+            self.cache.head_dim,
+            self.cache.dtype,
+            self._kv_lens_S,
+            self._starts_S,
+            None,  # cu_seqlens_k
+            None,  # cu_seqlens_k_new
+            None,  # seqused_q
+            None,  # leftpad_k
+            self.cache.page_size,
+            0,  # max_seqlen_k_new
+            True,  # causal
+            _left(window),
+            0 if window is not None else -1,
+            capped,
+            self._splits,
+            None,  # pack_gqa
+            0,  # sm_margin
+        )
 
     def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         self.cache.keys[layer.index].index_copy_(0, self.write_slots_T, k_TKH)
@@ -121,6 +126,10 @@ class FlashAttnBackend:
 
     def attend(self, q_TNH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         """Attention alone, over keys and values that are in the cache already."""
+        kind = (layer.window, layer.soft_cap is not None)
+        if kind not in self._metadata:
+            self._kinds.add(kind)
+            self._metadata[kind] = self._schedule(*kind)
         out = torch.ops._vllm_fa3_C.fwd(
             q_TNH.contiguous(),
             self._keys[layer.index],
@@ -149,9 +158,9 @@ class FlashAttnBackend:
             True,  # causal
             _left(layer.window),
             0 if layer.window is not None else -1,
-            0.0,  # soft cap
+            layer.soft_cap or 0.0,
             True,  # rotary_interleaved
-            self._metadata[layer.window],
+            self._metadata[kind],
             self._splits,
             None,  # pack_gqa
             0,  # sm_margin

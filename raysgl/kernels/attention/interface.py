@@ -14,12 +14,14 @@ from raysgl.kernels.batch import ForwardBatch
 class AttentionLayer:
     """One layer's attention: which part of the cache is its own, and how it attends.
 
-    A query at position p sees keys at positions above p - `window` (None: all) and at most p.
+    A query at position p sees keys at positions above p - `window` (None: all) and at most p. soft_cap: scores x become
+    soft_cap * tanh(x / soft_cap), after `scale` (Gemma 2; Team Gemma 2024).
     """
 
     index: int
     scale: float
     window: int | None = None
+    soft_cap: float | None = None
 
 
 class AttentionBackend(Protocol):

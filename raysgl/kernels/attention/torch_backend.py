@@ -224,7 +224,7 @@ class TorchBackend:
         gather = group.gather
         gather.run(self._cache.pages[layer.index])
         q_SKGH = q_SNH.reshape(rows, self._cache.num_kv_heads, self._group, dim)
-        out = F.scaled_dot_product_attention(q_SKGH, gather.keys, gather.values, attn_mask=group.mask, scale=layer.scale)
+        out = _attend(q_SKGH, gather.keys, gather.values, group.mask, False, layer)
         return out.reshape(rows, heads, dim)
 
     def _prefill(
@@ -235,16 +235,28 @@ class TorchBackend:
             keys, values = row.gather.keys, row.gather.values
         else:
             keys, values = k_tKH.transpose(0, 1).unsqueeze(0), v_tKH.transpose(0, 1).unsqueeze(0)
-        out = F.scaled_dot_product_attention(
-            q_tNH.transpose(0, 1).unsqueeze(0),
-            keys,
-            values,
-            attn_mask=row.mask,
-            is_causal=row.mask is None,
-            scale=layer.scale,
-            enable_gqa=self._group > 1,
+        return _attend(q_tNH.transpose(0, 1).unsqueeze(0), keys, values, row.mask, row.mask is None, layer)[0].transpose(0, 1)
+
+
+def _attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, causal: bool, layer: AttentionLayer
+) -> torch.Tensor:
+    """[.., heads, queries, H] over [.., key heads, B, H]. The mask is added; causal: query i sees the first i + 1 keys."""
+    grouped = q.shape[1] > keys.shape[1]
+    if layer.soft_cap is None:
+        return F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, is_causal=causal, scale=layer.scale, enable_gqa=grouped
         )
-        return out[0].transpose(0, 1)
+    if grouped:
+        keys, values = (tensor.repeat_interleave(q.shape[1] // keys.shape[1], 1) for tensor in (keys, values))
+    scores = (q @ keys.transpose(-1, -2)).float() * layer.scale
+    scores = torch.tanh_(scores / layer.soft_cap) * layer.soft_cap
+    if mask is not None:
+        scores += mask
+    if causal:
+        queries, length = scores.shape[-2:]
+        scores.masked_fill_(torch.ones(queries, length, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    return scores.softmax(-1).to(values.dtype) @ values
 
 
 def first_visible(length: int, count: int, window: int | None) -> int:

@@ -70,10 +70,12 @@ class TritonBackend:
         if decodes:
             q_SNH, rows = q_TNH[:decodes], table[:decodes]
             if self._cascade is not None and layer.window is None:
-                parts.append(cascade_decode(q_SNH, keys, values, rows, self._cascade, layer.scale))
+                parts.append(cascade_decode(q_SNH, keys, values, rows, self._cascade, layer.scale, layer.soft_cap))
             else:
-                parts.append(paged_decode(q_SNH, keys, values, rows, self._decode[layer.window], layer.scale))
+                plan = self._decode[layer.window]
+                parts.append(paged_decode(q_SNH, keys, values, rows, plan, layer.scale, layer.soft_cap))
         if self._prefill is not None:
             rest = q_TNH[decodes:]
-            parts.append(paged_prefill(rest, keys, values, table[decodes:], self._prefill, layer.scale, layer.window))
+            plan = self._prefill
+            parts.append(paged_prefill(rest, keys, values, table[decodes:], plan, layer.scale, layer.window, layer.soft_cap))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -68,7 +68,7 @@ def test_equals_the_torch_backend(query_lens, kv_lens, shared, device):
         if shared and backend_class is TritonBackend:
             group = torch.tensor([0] * batch.num_decode, dtype=torch.int32, device=device)
             backend.plan_cascade(group, torch.tensor([2], dtype=torch.int32, device=device))
-        out = [backend.forward(q, k, v, AttentionLayer(i, 0.125, window)) for i, window in enumerate((None, 24))]
+        out = [backend.forward(q, k, v, AttentionLayer(i, 0.125, window, 3.0)) for i, window in enumerate((None, 24))]
         results.append((torch.stack(out), cache.data))
     assert torch.equal(results[0][1], results[1][1])
     assert_close(results[1][0], results[0][0].double().cpu(), torch.float32)
