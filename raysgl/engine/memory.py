@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +30,18 @@ CGROUP_FILES = (
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes on one shard. activations: the most that a step needs besides (measured on cuda, 0 on cpu: not measured)."""
+    """Bytes on one shard. activations: the most that a step needs besides (measured on cuda, 0 on cpu: not measured). graphs: of the
+    CUDA graphs made at start."""
 
     weights: int
     activations: int
     kv_cache: int
     kv_tokens: int
+    graphs: int = 0
 
     def __str__(self) -> str:
         activations = f"activations {gib(self.activations)}, " if self.activations else ""
+        activations += f"CUDA graphs {gib(self.graphs)}, " if self.graphs else ""
         return f"weights {gib(self.weights)}, {activations}KV cache {gib(self.kv_cache)} ({self.kv_tokens:,} tokens)"
 
 
@@ -51,6 +56,20 @@ class Budget:
 
 def gib(count: int) -> str:
     return f"{count / GIB:.2f} GiB"
+
+
+@contextmanager
+def explaining(doing: str, cure: str, device: torch.device) -> Iterator[None]:
+    """Running out of GPU memory in here raises a `ModelError` with what was found, and which settings change it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+        raise ModelError(
+            f"out of memory while {doing}: of {gib(total)} on {torch.cuda.get_device_name(device)} this shard holds {gib(own)}, "
+            f"others hold {gib(max(0, total - free - own))}, and {gib(free)} are left; {cure}"
+        ) from None
 
 
 def weight_bytes(model: torch.nn.Module) -> int:

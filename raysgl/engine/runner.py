@@ -76,7 +76,8 @@ class ModelRunner:
             self._threads = limits.cpu_threads
         self._use_threads()
         dtype = choose_dtype(config.dtype, hf, self.device)
-        self._model = load_model(config, checkpoint, tp, self.device, dtype, progress)
+        with memory.explaining("loading the weights", "raise tp_size, or choose a smaller model or dtype", self.device):
+            self._model = load_model(config, checkpoint, tp, self.device, dtype, progress)
         self.limits = limits
         self.page_size = config.page_size
         self.context_length = limits.context_length
@@ -91,11 +92,16 @@ class ModelRunner:
             return create_backend(config.attention_backend, cache, hf.num_heads // tp.size, hf.windows)
 
         weights = memory.weight_bytes(self._model)
-        activations = 0
+        activations = graphs = 0
         if self.device.type == "cuda":
             tell(0.0, "measuring memory")
             cache = new_cache(1)
-            activations = profile.largest_step(self._model, new_attention(cache), limits, config.page_size, self.device)
+            cure = (
+                f"lower chunked_prefill_size ({limits.step_tokens or 'unlimited'}), max_running_requests ({limits.max_running}) or "
+                f"context_length ({limits.context_length}), or raise tp_size ({tp.size})"
+            )
+            with memory.explaining("running the largest step", cure, self.device):
+                activations = profile.largest_step(self._model, new_attention(cache), limits, config.page_size, self.device)
             del cache
             budget = memory.cuda_budget(config, weights, activations, self.device)
             self._stream = torch.cuda.Stream(self.device)
@@ -104,7 +110,9 @@ class ModelRunner:
         one_page = page_bytes(hf.num_layers, config.page_size, hf.kv_heads_per_rank(tp.size), hf.head_dim, dtype)
         self.num_pages = self._least(memory.pool_pages(config, limits, one_page, budget))
         tell(0.0, "allocating the KV cache")
-        self._cache = new_cache(self.num_pages)
+        less = f"lower mem_fraction_static or max_total_tokens, or max_running_requests ({limits.max_running})"
+        with memory.explaining("allocating the KV cache", less, self.device):
+            self._cache = new_cache(self.num_pages)
         self._attention = new_attention(self._cache)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
@@ -116,7 +124,6 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._mixed: MixedGraphs | None = None
         self.cascade_steps = 0
-        self.memory = memory.MemoryReport(weights, activations, self._cache.num_bytes, self.num_pages * config.page_size)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
@@ -129,9 +136,15 @@ class ModelRunner:
                 self._model, self._attention, cascade, self._slots, limits.max_running, limits.context_length
             )
             self._mixed = MixedGraphs(self._model, self._attention, self._slots, limits.max_running, limits.context_length)
-            with torch.cuda.stream(self._stream):
+            before = torch.cuda.memory_reserved(self.device)
+            more = f"{less}, or set disable_cuda_graph"
+            with torch.cuda.stream(self._stream), memory.explaining("capturing CUDA graphs", more, self.device):
                 self._graphs.make_first()
                 self._mixed.make_first(self._graphs.pool)
+            graphs = torch.cuda.memory_reserved(self.device) - before
+        self.memory = memory.MemoryReport(
+            weights, activations, self._cache.num_bytes, self.num_pages * config.page_size, graphs
+        )
         log.info("rank %d on %s: %s", rank, self.device_name, self.memory)
         if self.num_pages * config.page_size < self.context_length:
             log.warning(

@@ -69,3 +69,24 @@ def test_shared_weights_count_once():
     tied = torch.nn.ModuleList([linear, torch.nn.Linear(4, 8, bias=False)])
     tied[1].weight = linear.weight
     assert memory.weight_bytes(tied) == 4 * 8 * 4
+
+
+def test_out_of_memory_says_what_was_found_and_what_to_change(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    with pytest.raises(ModelError) as caught, memory.explaining("loading", "raise tp_size", torch.device("cuda:0")):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert str(caught.value) == (
+        "out of memory while loading: of 80.00 GiB on a GPU this shard holds 60.00 GiB, others hold 19.00 GiB, "
+        "and 1.00 GiB are left; raise tp_size"
+    )
+    with pytest.raises(RuntimeError, match="something else"), memory.explaining("loading", "", torch.device("cpu")):
+        raise RuntimeError("something else")
+
+
+def test_the_report_names_what_there_is():
+    assert str(memory.MemoryReport(2 * GIB, GIB, 3 * GIB, 1000, GIB // 2)) == (
+        "weights 2.00 GiB, activations 1.00 GiB, CUDA graphs 0.50 GiB, KV cache 3.00 GiB (1,000 tokens)"
+    )
+    assert str(memory.MemoryReport(2 * GIB, 0, 3 * GIB, 1000)) == "weights 2.00 GiB, KV cache 3.00 GiB (1,000 tokens)"
