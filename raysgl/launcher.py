@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from typing import Self
 import psutil
 
 from raysgl import check
-from raysgl.config import AppConfig
+from raysgl.config import AppConfig, ServerConfig
 from raysgl.config_file import ConfigError, load, read
 from raysgl.supervisor import supervised
 
@@ -225,7 +226,7 @@ class _Launch:
             if status.failures:
                 raise Failed("; ".join(dict.fromkeys(status.failures.values())))
             served = {name: len(status.serving.get(name, ())) for name in wanted}
-            if all(served[name] >= count for name, count in wanted.items()) and self._answers():
+            if all(served[name] >= count for name, count in wanted.items()) and answers(self._config.server):
                 return status.serving
             self._display.say(_progress(status, served, wanted))
             if time.monotonic() > next_status:
@@ -233,17 +234,6 @@ class _Launch:
                 application = ray_serve.status().applications.get(self._application)
                 if application is not None and application.status == "DEPLOY_FAILED":
                     raise Failed(_why(application))
-
-    def _answers(self) -> bool:
-        server = self._config.server
-        connection = http.client.HTTPConnection(_reachable(server.host), server.port, timeout=2)
-        try:
-            connection.request("GET", "/ready")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
 
     # ---------------------------------------------------------------- running, and down
 
@@ -342,6 +332,25 @@ def _progress(status, served: dict[str, int], wanted: dict[str, int]) -> str:
         return "; ".join(phases)
     missing = [f"{name}: {served[name]} of {count} replicas" for name, count in wanted.items() if served[name] < count]
     return "; ".join(missing) or "starting the HTTP server"
+
+
+def answers(server: ServerConfig) -> bool:
+    """Whether the HTTP server is there and ready. One that wants a certificate of its clients only has to be there."""
+    where = (_reachable(server.host), server.port)
+    if server.ssl_certfile is None:
+        connection = http.client.HTTPConnection(*where, timeout=2)
+    else:  # it is our own server, and its certificate may be for another name
+        connection = http.client.HTTPSConnection(*where, timeout=2, context=ssl._create_unverified_context())
+    try:
+        connection.connect()
+        if server.ssl_ca_certs is not None:
+            return True
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def _ready_block(config: AppConfig, serving: dict[str, list], seconds: float) -> str:

@@ -114,7 +114,8 @@ def _add(app: FastAPI, row: Endpoint, service: Service) -> None:
 def _run(row: Endpoint, service: Service) -> Callable[[Request], Awaitable[Response]]:
     """What FastAPI calls: the key's check, then the row's handler or view."""
     handler = row.handler(service) if row.handler else None
-    limit = row.body_limit or service.settings.max_body_bytes
+    most = service.settings.max_body_bytes
+    limit = min(row.body_limit or most, most)
 
     async def answer(request: Request) -> Response:
         call = current()

@@ -28,6 +28,8 @@ from raysgl.api.service import Service
 
 SMALL = 64 * 1024
 """The largest body, in bytes, of requests that carry no text."""
+TEXTS = 4 * 2**20
+"""Of requests whose text no model's context bounds: so much is tokenised in about two seconds, beside the event loop."""
 
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
@@ -87,10 +89,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/generate", methods=("POST", "PUT"), handler=native.generate,
              requests=(GenerateRequest,), response=GENERATED, media=OR_STREAM),
 
-    Endpoint(path="/tokenize", handler=operations.tokenize, requests=TOKENIZE, response=responses.TokenizeResponse),
-    Endpoint(path="/v1/tokenize", handler=operations.tokenize, hidden=True),
-    Endpoint(path="/detokenize", handler=operations.detokenize, requests=DETOKENIZE, response=responses.DetokenizeResponse),
-    Endpoint(path="/v1/detokenize", handler=operations.detokenize, hidden=True),
+    Endpoint(path="/tokenize", handler=operations.tokenize, body_limit=TEXTS,
+             requests=TOKENIZE, response=responses.TokenizeResponse),
+    Endpoint(path="/v1/tokenize", handler=operations.tokenize, body_limit=TEXTS, hidden=True),
+    Endpoint(path="/detokenize", handler=operations.detokenize, body_limit=TEXTS,
+             requests=DETOKENIZE, response=responses.DetokenizeResponse),
+    Endpoint(path="/v1/detokenize", handler=operations.detokenize, body_limit=TEXTS, hidden=True),
 
     Endpoint(path="/v1/models", methods=("GET",), view=operations.list_models, response=responses.ModelList),
     Endpoint(path="/v1/models/{model_id:path}", methods=("GET",), view=operations.get_model, response=responses.ModelCard,

@@ -218,6 +218,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 COUNTED_BYTES = 64 * 1024
 """Of smaller bodies the values are not counted."""
+MAX_IDS = 2_000_000
+"""In one list of token ids: more than any context holds."""
 MAX_VALUES = 100_000
 """In a body, beside token ids. A million messages would hold all streams up for three seconds while they are checked."""
 
@@ -228,7 +230,7 @@ def _check_size(data: dict[str, Any]) -> None:
     while rest:
         field, value = rest.pop()
         values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if isinstance(value, list) and set(map(type, value)) == {int}:
+        if isinstance(value, list) and len(value) <= MAX_IDS and set(map(type, value)) == {int}:
             values = ()
         count += 1 + len(values)
         if count > MAX_VALUES:

@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from raysgl.actors import http_guard
 from raysgl.actors.http import HttpServer, listening_socket
 from raysgl.config import ServerConfig, explain
+from raysgl.launcher import answers
 
 
 async def app(scope, receive, send):
@@ -82,12 +83,16 @@ async def test_tls_and_client_certificates(tmp_path):
     plain = ssl.create_default_context(cafile=ca_file)
     async with Listener(**settings) as port:
         assert (await get(port, plain)).text == "ok"
+        assert not await asyncio.to_thread(answers, ServerConfig(port=port))
         async with httpx.AsyncClient() as client:
             with pytest.raises(httpx.HTTPError):
                 await client.get(f"http://127.0.0.1:{port}/")
             with pytest.raises(httpx.ConnectError):
                 await client.get(f"https://127.0.0.1:{port}/")
+        assert await asyncio.to_thread(answers, ServerConfig(port=port, **settings))
+    assert not await asyncio.to_thread(answers, ServerConfig(port=port, **settings))
     async with Listener(**settings, ssl_ca_certs=ca_file) as port:
+        assert await asyncio.to_thread(answers, ServerConfig(port=port, ssl_ca_certs=ca_file, **settings))
         with pytest.raises(httpx.HTTPError):
             await get(port, plain)
         known = ssl.create_default_context(cafile=ca_file)

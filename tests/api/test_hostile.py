@@ -21,6 +21,7 @@ ORIGIN = {"origin": "https://chat.example"}
     [
         ({"messages": [{"role": "user", "content": "x"}] * 40_000}, "messages", "too_many_values"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 50_000}]}, "messages", "too_many_values"),
+        ({"messages": [], "input_ids": [1] * 2_000_001}, "input_ids", "too_many_values"),
         ({"messages": [], "tools": [{"a": 1}] * 60_000}, "tools", "too_many_values"),
         ({"messages": [], "logit_bias": dict.fromkeys(map(str, range(110_000)), 1)}, "logit_bias", "too_many_values"),
     ],
@@ -28,6 +29,14 @@ ORIGIN = {"origin": "https://chat.example"}
 async def test_too_many_values(server, body, param, code):
     error = (await post(server(), "/v1/chat/completions", body)).json()["error"]
     assert (error["param"], error["code"]) == (param, code)
+
+
+async def test_bodies_of_other_sizes(server):
+    fake = server()
+    assert (await post(fake, "/tokenize", {"prompt": "x" * (4 * 2**20)})).status_code == 413
+    assert (await post(fake, "/abort_request", {"rid": "x" * 65536})).status_code == 413
+    small = server(max_body_bytes=2048)
+    assert (await post(small, "/abort_request", {"rid": "x" * 3000})).status_code == 413
 
 
 async def test_token_ids_are_not_counted(server):
