@@ -11,6 +11,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -95,6 +96,10 @@ def _tls(settings: ServerConfig) -> dict[str, Any]:
     """uvicorn's settings."""
     if settings.ssl_certfile is None:
         return {}
+    for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):  # ssl itself would not say which
+        path = getattr(settings, name)
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"{name}: there is no file {path}")
     password, ca = settings.ssl_keyfile_password, settings.ssl_ca_certs
     return {
         "ssl_certfile": settings.ssl_certfile,

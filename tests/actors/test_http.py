@@ -101,7 +101,7 @@ async def test_tls_and_client_certificates(tmp_path):
 
 
 async def test_a_bad_certificate_is_an_error_at_the_start(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"ssl_certfile: .*none\.pem"):
         async with Listener(ssl_certfile=str(tmp_path / "none.pem")):
             pass
 

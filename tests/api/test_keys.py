@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import os
 import re
+import threading
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from raysgl.actors.http import bridge
 from raysgl.api import keys as keys_module
 from raysgl.api.endpoints import ENDPOINTS, Endpoint
 from raysgl.api.keys import Access, Key, KeyRing, read_key_file
@@ -297,6 +302,44 @@ def test_buckets_fill_and_ingresses_share():
     with mine.enter():
         assert mine.open == 1
     assert mine.open == 0
+
+
+@given(
+    limit=st.integers(1, 50),
+    steps=st.lists(st.tuples(st.floats(0, 20), st.integers(0, 30)), max_size=40),
+)
+def test_never_more_than_a_minutes_worth_and_what_came_back(limit, steps):
+    now = 0.0
+    allowance = Limits(1, lambda: now).of(Key("a", requests_per_minute=limit))
+    granted = 0
+    for pause, requests in steps:
+        now += pause
+        for _ in range(requests):
+            try:
+                with allowance.enter():
+                    granted += 1
+            except keys_module.ApiError as error:
+                assert 0 < error.retry_after <= 60 / limit + 1e-6
+        assert granted <= limit * (1 + now / 60) + 1e-6
+
+
+async def test_keys_hold_behind_serves_proxy_too(server):
+    """Requests that come that way run in another event loop than the one that asks."""
+    fake = server(api_key="user-key")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        transport = httpx.ASGITransport(bridge(fake.app, loop))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            refused = await client.post("/v1/completions", json={"prompt": "x"})
+            answer = await client.post("/v1/completions", json={"prompt": "x"}, headers=bearer("user-key"))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+    assert (refused.status_code, answer.status_code) == (401, 200)
+    assert refused.headers["x-request-id"] != answer.headers["x-request-id"]
 
 
 def test_other_limits_keep_what_was_used():
