@@ -126,6 +126,7 @@ class KeyRing:
         self._path = settings.api_key_file
         self._keys = dict(self._fixed)
         self._seen: tuple[int, ...] | None = None
+        self._problem = ""
         self._looked_at = time.monotonic()
         if self._path is not None:
             self._seen = self._stamp()
@@ -178,11 +179,11 @@ class KeyRing:
                 self._seen = stamp
                 self._use(read_key_file(self._path))
                 log.info("api_key_file %s was read again: %d keys", self._path, len(self._keys))
+            self._problem = ""
         except (OSError, ValueError) as error:
-            if self._seen is not None or not isinstance(error, OSError):
+            if str(error) != self._problem:
                 log.error("the API keys stay as they were: %s", error)
-            if isinstance(error, OSError):
-                self._seen = None
+            self._problem = str(error)
 
     def _stamp(self) -> tuple[int, ...]:
         stat = os.stat(self._path)

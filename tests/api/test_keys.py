@@ -190,7 +190,7 @@ def test_the_file_is_read_again(tmp_path, monkeypatch, caplog):
         path.unlink()
         assert find(mine, "key-b")
         assert find(mine, "key-b")
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2
     assert "key-" not in caplog.text
     write(path, {"name": "c", "key": "key-c"}, stamp=3)
     assert find(mine, "key-b") is None
