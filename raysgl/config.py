@@ -47,6 +47,10 @@ class EngineConfig(Settings):
     attention_backend: Literal["auto", "flash_attn", "triton", "torch"] = Field(
         "auto", description="auto: by device and what is installed"
     )
+    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = Field(
+        "auto",
+        description="of keys and values; auto: dtype; fp8_e4m3: 8 bits, so twice the tokens, with the checkpoint's scales if any",
+    )
     disable_cuda_graph: bool = Field(False, description="run decode steps kernel by kernel instead of replaying CUDA graphs")
     disable_cascade_attention: bool = Field(
         False, description="on cuda, do not read a prefix that decoding sequences share once for all of them"
@@ -90,6 +94,8 @@ class EngineConfig(Settings):
             raise ValueError(f"load_format is gguf, but model_path {self.model_path!r} does not end in .gguf")
         if self.device == "cpu" and self.dtype == "float16":
             raise ValueError("dtype float16 needs device cuda; on cpu use float32 or bfloat16")
+        if self.kv_cache_dtype == "fp8_e4m3" and self.attention_backend == "flash_attn":
+            raise ValueError("kv_cache_dtype fp8_e4m3 is not for attention_backend flash_attn; set it to auto, triton or torch")
         if self.max_total_tokens is not None and self.max_total_tokens < 2 * self.page_size:
             raise ValueError(
                 f"max_total_tokens is {self.max_total_tokens}, but must hold two pages of page_size {self.page_size}"

@@ -24,7 +24,7 @@ from raysgl.engine.mixed_graphs import MixedGraphs
 from raysgl.engine.pending import LaunchedStep, StepOutputs
 from raysgl.engine.plan import SlotInit, StepPlan, ints
 from raysgl.engine.slots import Slots
-from raysgl.kernels.attention import KVCache, create_backend, page_bytes
+from raysgl.kernels.attention import FP8, KVCache, create_backend, page_bytes
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.messages import pack_ids
 from raysgl.models import Checkpoint
@@ -84,9 +84,11 @@ class ModelRunner:
         self.vocab_size = hf.vocab_size
         self.max_running = limits.max_running
 
+        quantised = config.kv_cache_dtype == "fp8_e4m3"
+
         def new_cache(num_pages: int) -> KVCache:
             heads = hf.kv_heads_per_rank(tp.size)
-            return KVCache(hf.num_layers, num_pages, config.page_size, heads, hf.head_dim, dtype, self.device)
+            return KVCache(hf.num_layers, num_pages, config.page_size, heads, hf.head_dim, dtype, self.device, quantised)
 
         def new_attention(cache: KVCache):
             return create_backend(config.attention_backend, cache, hf.num_heads // tp.size, hf.windows)
@@ -107,12 +109,17 @@ class ModelRunner:
             self._stream = torch.cuda.Stream(self.device)
         else:
             budget = memory.cpu_budget(config, weights)
-        one_page = page_bytes(hf.num_layers, config.page_size, hf.kv_heads_per_rank(tp.size), hf.head_dim, dtype)
+        one_page = page_bytes(
+            hf.num_layers, config.page_size, hf.kv_heads_per_rank(tp.size), hf.head_dim, FP8 if quantised else dtype
+        )
         self.num_pages = self._least(memory.pool_pages(config, limits, one_page, budget))
         tell(0.0, "allocating the KV cache")
         less = f"lower mem_fraction_static or max_total_tokens, or max_running_requests ({limits.max_running})"
         with memory.explaining("allocating the KV cache", less, self.device):
             self._cache = new_cache(self.num_pages)
+        if self._cache.scales is not None:
+            for place, scale in self._model.kv_scales.items():
+                self._cache.scales[place] = scale
         self._attention = new_attention(self._cache)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None

@@ -56,8 +56,9 @@ class LlamaAttention(nn.Module):
         cache, index = attention.cache, self.layer.index
         q_norm, k_norm, eps = self.head_norms()
         fused = triton_kernels(qkv_TMH.device, qkv_TMH.dtype)
+        keys, values, scales = cache.keys[index], cache.values[index], cache.layer_scales(index)
         q_TNH = fused.rotate_and_write(
-            qkv_TMH, cache.keys[index], cache.values[index], attention.write_slots_T, table_TH, None, q_norm, k_norm, eps
+            qkv_TMH, keys, values, attention.write_slots_T, table_TH, None, q_norm, k_norm, eps, scales
         )
         return attention.attend(q_TNH, self.layer).view(-1, self.num_heads * self.head_dim)
 

@@ -39,7 +39,7 @@ def load_model(
     dtype: torch.dtype,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """This rank's part of the model, on the device. `model.config` is its `HFConfig`.
+    """This rank's part of the model, on the device. `model.config` is its `HFConfig`, `model.kv_scales` see `weights.kv_scales`.
 
     `model.forward(batch, attention)` gives hidden_TD (after `attention.plan(batch)`), `model.logits(hidden_LD)` logits_LV.
     Raises `ModelError` for checkpoints that do not fit their config, and for a tp size that the model cannot be split over.
@@ -49,6 +49,7 @@ def load_model(
     build = Build(tp, dtype, torch.device(device))
     context_length = engine_config.context_length or config.max_position_embeddings
     model = model_class(config.architecture)(config, build, context_length)
+    model.kv_scales = {}
     if checkpoint.weights == "dummy":
         if engine_config.load_format != "dummy":
             raise ModelError("the checkpoint was resolved without its weights")
@@ -56,5 +57,7 @@ def load_model(
     elif checkpoint.weights == "gguf":
         weights.load(model, weights.GGUFSource(checkpoint.files[0], checkpoint.folder), progress)
     else:
-        weights.load(model, weights.SafetensorsSource(checkpoint.files), progress)
+        source = weights.SafetensorsSource(checkpoint.files)
+        weights.load(model, source, progress)
+        model.kv_scales = weights.kv_scales(source)
     return model.eval()

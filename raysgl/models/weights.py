@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,8 @@ from raysgl.models.layers import Piece, checkpoint_table
 
 Progress = Callable[[float, str], None]
 """Called with how much is done (0 to 1) and with what, in a few words."""
+
+KV_SCALE = re.compile(r"\.layers\.(\d+)\.self_attn(?:\.[kv]_proj|\.attn)?\.([kv])_scale$")
 
 SHOWN = 6
 """Names listed in an error."""
@@ -50,6 +53,8 @@ class SafetensorsSource:
                 self._file_of[name] = file
 
     def read(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
+        if not self.shapes[name]:  # a number; it has nothing to slice
+            return self._file_of[name].get_tensor(name)
         part = self._file_of[name].get_slice(name)
         return part[start : start + length] if dim == 0 else part[:, start : start + length]
 
@@ -85,6 +90,18 @@ def load(model: nn.Module, source: TensorSource, progress: Progress | None = Non
             progress(done / total, "loading weights")
 
 
+def kv_scales(source: TensorSource) -> dict[tuple[int, int], float]:
+    """What a checkpoint says that keys (0) and values (1) of a layer are divided by in a cache of 8 bits: (layer, 0 or 1) -> scale.
+
+    Names as llm-compressor and AutoFP8 write them: model.layers.<n>.self_attn[.k_proj or .attn].k_scale, a number each.
+    """
+    found = {}
+    for name, shape in source.shapes.items():
+        if (match := KV_SCALE.search(name)) and math.prod(shape) == 1:
+            found[int(match[1]), "kv".index(match[2])] = float(source.read(name, 0, 0, 1))
+    return found
+
+
 def _check(table: dict[str, Piece], shapes: dict[str, tuple[int, ...]], model: nn.Module) -> None:
     kind = type(model).__name__
     missing = [name for name in table if name not in shapes]
@@ -103,8 +120,8 @@ def _check(table: dict[str, Piece], shapes: dict[str, tuple[int, ...]], model: n
 
 
 def _ignorable(name: str, table: dict[str, Piece]) -> bool:
-    """Old checkpoints store rotary frequencies; some with tied embeddings store the output layer as well."""
-    return name.endswith(".rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in table)
+    """Old checkpoints store rotary frequencies, some scales of keys and values (`kv_scales`), and some with tied embeddings store the output layer as well."""
+    return name.endswith((".rotary_emb.inv_freq", ".k_scale", ".v_scale")) or (name == "lm_head.weight" and name not in table)
 
 
 def _listed(names: list[str]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from raysgl import distributed, models
 from raysgl.config import EngineConfig
@@ -226,6 +228,28 @@ def test_the_shortest_context(folder):
     runner = make_runner(folder, context_length=1, max_total_tokens=8)
     hand = Hand(2, PAGE)
     assert len(runner.launch(hand.plan(chunks=[(Seq([5], 0), 1)])).result().token_ids) == 1
+
+
+def test_a_cache_of_8_bits_takes_a_quarter_and_hardly_changes_the_model(folder, runner, tmp_path):
+    """Log probabilities of a prompt, computed in chunks so that most keys are read from the cache."""
+    scaled = shutil.copytree(folder, tmp_path / "model")
+    tensors = load_file(scaled / "model.safetensors")
+    tensors |= {f"model.layers.{n}.self_attn.{part}_scale": torch.tensor(0.01) for n in (0, 1) for part in "kv"}
+    save_file(tensors, scaled / "model.safetensors")
+    small = make_runner(scaled, kv_cache_dtype="fp8_e4m3")
+    assert small.memory.kv_cache == runner.memory.kv_cache // 4
+    assert small._cache.scales.unique().tolist() == pytest.approx([0.01])
+    found = []
+    for each in (runner, small):
+        hand = Hand(PAGES, PAGE)
+        seq = Seq(prompts(60, seed=4)[0], 0, SamplingParams(temperature=0.0, prompt_logprobs=0))
+        logprobs = []
+        for _ in range(10):
+            result = each.launch(hand.plan(chunks=[(seq, 6)])).result()
+            logprobs += [entry.logprob for entry in result.prompt_logprobs[0]]
+        found.append(torch.tensor(logprobs[:59]))
+    exact, near = found
+    assert 0 < (near - exact).abs().max() < 0.1 * exact.std()
 
 
 @pytest.mark.gpu

@@ -54,6 +54,22 @@ def test_wrong_shapes_are_named(folder):
         load(folder)
 
 
+def test_scales_of_keys_and_values_are_found_whatever_their_place(folder):
+    layers = "model.layers"
+    change(
+        folder,
+        lambda tensors: tensors.update(
+            {
+                f"{layers}.0.self_attn.k_scale": torch.tensor(0.5),
+                f"{layers}.0.self_attn.v_scale": torch.tensor([0.25]),
+                f"{layers}.1.self_attn.k_proj.k_scale": torch.tensor(2.0),
+                f"{layers}.1.self_attn.attn.v_scale": torch.tensor(3.0),
+            }
+        ),
+    )
+    assert load(folder).kv_scales == {(0, 0): 0.5, (0, 1): 0.25, (1, 0): 2.0, (1, 1): 3.0}
+
+
 def test_old_rotary_buffers_are_ignored(folder):
     before = load(folder).state_dict()
     change(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}))

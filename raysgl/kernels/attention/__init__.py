@@ -5,7 +5,7 @@ calls `forward` once per layer. To add one: write a module with a class of the s
 """
 
 from raysgl.kernels.attention.interface import AttentionBackend, AttentionLayer
-from raysgl.kernels.attention.kv_cache import KVCache, page_bytes
+from raysgl.kernels.attention.kv_cache import FP8, KVCache, page_bytes
 from raysgl.kernels.attention.registry import BACKENDS, choose_backend, create_backend
 
-__all__ = ["BACKENDS", "AttentionBackend", "AttentionLayer", "KVCache", "choose_backend", "create_backend", "page_bytes"]
+__all__ = ["BACKENDS", "FP8", "AttentionBackend", "AttentionLayer", "KVCache", "choose_backend", "create_backend", "page_bytes"]

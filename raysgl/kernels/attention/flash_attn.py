@@ -69,6 +69,8 @@ class FlashAttnBackend:
     capturable = True
 
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
+        if cache.quantised:
+            raise ValueError("kv_cache_dtype fp8_e4m3 is not for attention_backend flash_attn; choose triton")
         load_library()
         self.cache = cache
         self._num_heads = num_heads
@@ -120,8 +122,7 @@ class FlashAttnBackend:
         )
 
     def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
-        self.cache.keys[layer.index].index_copy_(0, self.write_slots_T, k_TKH)
-        self.cache.values[layer.index].index_copy_(0, self.write_slots_T, v_TKH)
+        self.cache.write(layer.index, self.write_slots_T, k_TKH, v_TKH)
         return self.attend(q_TNH, layer)
 
     def attend(self, q_TNH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:

@@ -25,7 +25,7 @@ def choose_backend(name: str, cache: KVCache) -> str:
     """The name of the backend that `name` (an EngineConfig.attention_backend) means for this cache on its device."""
     if name != "auto":
         return name
-    if flash_attn.usable(cache.device, cache.head_dim, cache.dtype):
+    if not cache.quantised and flash_attn.usable(cache.device, cache.head_dim, cache.dtype):
         chosen = "flash_attn"
     elif triton_kernels(cache.device, cache.dtype):
         chosen = "triton"

@@ -43,7 +43,7 @@ class Gather:
         self._pages = pages
         elements = cache.pages[0].shape[1]
         self._target = scratch[: pages.numel() * elements].view(-1, elements)
-        both = self._target.view(2, rows, -1, cache.num_kv_heads, cache.head_dim).transpose(2, 3)
+        both = self._target.view(cache.data.dtype).view(2, rows, -1, cache.num_kv_heads, cache.head_dim).transpose(2, 3)
         self.keys, self.values = both.unbind(0)
 
     def run(self, source: torch.Tensor) -> None:
@@ -87,7 +87,7 @@ class TorchBackend:
         self._num_heads = num_heads
         self._group = num_heads // cache.num_kv_heads
         self._windows = set(windows)
-        self._scratch = cache.data.new_empty(0)
+        self._scratch = cache.pages[0].new_empty(0)
         self._work: dict[int | None, tuple[list[DecodeGroup], list[PrefillRow]]] = {}
         self._write_slots_T = torch.empty(0)
         page_bytes = cache.pages[0].shape[1] * cache.data.element_size()
@@ -192,7 +192,7 @@ class TorchBackend:
         both = torch.cat((flat, flat + (1 + self._cache.num_pages)))
         elements = both.numel() * self._cache.pages[0].shape[1]
         if self._scratch.numel() < elements:  # gathers planned before keep the smaller one; they need no more
-            self._scratch = self._cache.data.new_empty(elements)
+            self._scratch = self._cache.pages[0].new_empty(elements)
         return Gather(both, rows, self._cache, self._scratch)
 
     def _bias(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -201,9 +201,7 @@ class TorchBackend:
     # ------------------------------------------------------------------ once per layer
 
     def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
-        cache = self._cache
-        cache.keys[layer.index].index_copy_(0, self._write_slots_T, k_TKH)
-        cache.values[layer.index].index_copy_(0, self._write_slots_T, v_TKH)
+        self._cache.write(layer.index, self._write_slots_T, k_TKH, v_TKH)
         groups, prefills = self._work[layer.window]
         if len(groups) == 1 and not prefills:  # the common step: nothing to put together
             return self._decode(q_TNH, groups[0], layer)
@@ -221,18 +219,25 @@ class TorchBackend:
     def _decode(self, q_SNH: torch.Tensor, group: DecodeGroup, layer: AttentionLayer) -> torch.Tensor:
         # The queries that share a key head stand in for query positions, so that keys need no copy for each of them.
         rows, heads, dim = q_SNH.shape
-        gather = group.gather
-        gather.run(self._cache.pages[layer.index])
+        keys, values = self._read(group.gather, layer)
         q_SKGH = q_SNH.reshape(rows, self._cache.num_kv_heads, self._group, dim)
-        out = _attend(q_SKGH, gather.keys, gather.values, group.mask, False, layer)
+        out = _attend(q_SKGH, keys, values, group.mask, False, layer)
         return out.reshape(rows, heads, dim)
+
+    def _read(self, gather: Gather, layer: AttentionLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, [rows, K, B, H], in the model's dtype."""
+        gather.run(self._cache.pages[layer.index])
+        scales = self._cache.layer_scales(layer.index)
+        if scales is None:
+            return gather.keys, gather.values
+        k_scale, v_scale = (scale_K.view(-1, 1, 1).to(self._cache.dtype) for scale_K in scales)
+        return gather.keys.to(self._cache.dtype) * k_scale, gather.values.to(self._cache.dtype) * v_scale
 
     def _prefill(
         self, q_tNH: torch.Tensor, k_tKH: torch.Tensor, v_tKH: torch.Tensor, row: PrefillRow, layer: AttentionLayer
     ) -> torch.Tensor:
         if row.gather is not None:
-            row.gather.run(self._cache.pages[layer.index])
-            keys, values = row.gather.keys, row.gather.values
+            keys, values = self._read(row.gather, layer)
         else:
             keys, values = k_tKH.transpose(0, 1).unsqueeze(0), v_tKH.transpose(0, 1).unsqueeze(0)
         return _attend(q_tNH.transpose(0, 1).unsqueeze(0), keys, values, row.mask, row.mask is None, layer)[0].transpose(0, 1)

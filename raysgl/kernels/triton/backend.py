@@ -20,6 +20,10 @@ class TritonBackend:
     capturable = True
 
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
+        if cache.quantised and cache.device.type == "cuda" and torch.cuda.get_device_capability(cache.device) < (8, 9):
+            raise ValueError(
+                "kv_cache_dtype fp8_e4m3 needs a GPU of compute capability 8.9 or later with attention_backend triton"
+            )
         self.cache = cache
         self._group = num_heads // cache.num_kv_heads
         self._windows = tuple(set(windows))
@@ -58,24 +62,23 @@ class TritonBackend:
         )
 
     def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
-        self.cache.keys[layer.index].index_copy_(0, self.write_slots_T, k_TKH.to(self.cache.dtype))
-        self.cache.values[layer.index].index_copy_(0, self.write_slots_T, v_TKH.to(self.cache.dtype))
+        self.cache.write(layer.index, self.write_slots_T, k_TKH, v_TKH)
         return self.attend(q_TNH, layer)
 
     def attend(self, q_TNH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         """Attention alone, over keys and values that are in the cache already."""
         keys, values, table = self._keys[layer.index], self._values[layer.index], self._page_table_SP
-        decodes = self._num_decode
+        decodes, scale, cap = self._num_decode, layer.scale, layer.soft_cap
+        scales = self.cache.layer_scales(layer.index)
         parts = []
         if decodes:
             q_SNH, rows = q_TNH[:decodes], table[:decodes]
             if self._cascade is not None and layer.window is None:
-                parts.append(cascade_decode(q_SNH, keys, values, rows, self._cascade, layer.scale, layer.soft_cap))
+                parts.append(cascade_decode(q_SNH, keys, values, rows, self._cascade, scale, cap, scales_2K=scales))
             else:
                 plan = self._decode[layer.window]
-                parts.append(paged_decode(q_SNH, keys, values, rows, plan, layer.scale, layer.soft_cap))
+                parts.append(paged_decode(q_SNH, keys, values, rows, plan, scale, cap, scales_2K=scales))
         if self._prefill is not None:
-            rest = q_TNH[decodes:]
-            plan = self._prefill
-            parts.append(paged_prefill(rest, keys, values, table[decodes:], plan, layer.scale, layer.window, layer.soft_cap))
+            q_tNH, rows = q_TNH[decodes:], table[decodes:]
+            parts.append(paged_prefill(q_tNH, keys, values, rows, self._prefill, scale, layer.window, cap, scales_2K=scales))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

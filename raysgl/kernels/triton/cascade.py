@@ -115,6 +115,7 @@ def cascade_decode(
     lse_SN: torch.Tensor | None = None,
     tile: Tile | None = None,
     shared_tile: Tile | None = None,
+    scales_2K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `paged_decode` gives, with shared pages read once a tile. Three launches. Layers without a sliding window only."""
     rows, heads, dim = q_SNH.shape
@@ -125,12 +126,13 @@ def cascade_decode(
     own_parts = new_parts(plan.own_work.capacity, heads, dim, device)
     launch_decode(
         q_SNH, keys, values, page_table_SP, plan.shared_work, shared_parts, out_SNH, None, scale, soft_cap,
-        shared_tile or tile, BLOCK_ROWS, plan.members,
+        shared_tile or tile, BLOCK_ROWS, plan.members, scales_2K,
     )  # fmt: skip
     block_rows = max(16, triton.next_power_of_2(heads // keys.shape[2]))
     launch_decode(
-        q_SNH, keys, values, page_table_SP, plan.own_work, own_parts, out_SNH, lse_SN, scale, soft_cap, tile, block_rows
-    )
+        q_SNH, keys, values, page_table_SP, plan.own_work, own_parts, out_SNH, lse_SN, scale, soft_cap, tile, block_rows,
+        scales_2K=scales_2K,
+    )  # fmt: skip
     shared = SharedParts(plan.shared_work, shared_parts, plan.tile_S, plan.slot_S, plan.members.count_U, plan.shared_S)
     merge_parts(plan.own_work, own_parts, out_SNH, lse_SN, shared)
     return out_SNH

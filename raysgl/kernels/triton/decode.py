@@ -65,10 +65,10 @@ def fill(device: torch.device, num_kv_heads: int) -> int:
 @triton.jit(do_not_specialize=["capacity", "stride_table"])
 def _decode_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, out_ptr, lse_ptr, part_ptr, part_lse_ptr, items_ptr, count_ptr,
-    members_ptr, first_member_ptr, num_members_ptr,
+    members_ptr, first_member_ptr, num_members_ptr, scales_ptr,
     stride_q, stride_page, stride_token, stride_head, stride_table, capacity, scale_log2, soft_cap_log2,
     N: tl.constexpr, G: tl.constexpr, H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-    PAGE: tl.constexpr, GROUPED: tl.constexpr, SOFT_CAP: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
+    PAGE: tl.constexpr, GROUPED: tl.constexpr, SCALED: tl.constexpr, SOFT_CAP: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     # Key heads are neighbours in the grid: together their programs read whole tokens.
@@ -104,6 +104,8 @@ def _decode_kernel(
         table = table_ptr + unit.to(tl.int64) * stride_table
         keys = keys_ptr + kv_head * stride_head
         values = values_ptr + kv_head * stride_head
+        if SCALED:
+            scale_log2 *= tl.load(scales_ptr + kv_head)
         middle = begin + (end - begin) // BLOCK_B * BLOCK_B
         acc_MH, top_M, norm_M = attend_blocks(
             q_MH, acc_MH, top_M, norm_M, top_M, keys, values, table, begin, middle, end,
@@ -116,6 +118,8 @@ def _decode_kernel(
             PAGE, BLOCK_B, BLOCK_H, H == BLOCK_H, True, False, False, SOFT_CAP, PRECISION,
         )  # fmt: skip
         out_MH, lse_M = finish(acc_MH, top_M, norm_M)
+        if SCALED:
+            out_MH *= tl.load(scales_ptr + N // G + kv_head)
 
         if whole != 0 and not GROUPED:
             to = row.to(tl.int64) * N + head
@@ -151,6 +155,7 @@ def launch_decode(
     tile: Tile,
     block_rows: int,
     members: Members | None = None,
+    scales_2K: torch.Tensor | None = None,
 ) -> None:
     """Do the items of `work`: those that are all of a row's work go to out and lse, the others to `parts` (o_RNH, lse_RN).
 
@@ -163,10 +168,11 @@ def launch_decode(
     _decode_kernel[(kv_heads, work.capacity)](
         q_SNH, keys, values, page_table_SP, out_SNH, lse_SN, parts[0], parts[1], work.items, work.first_U1[-1:],
         members and members.members_S, members and members.first_U, members and members.count_U,
+        scales_2K,
         q_SNH.stride(0), keys.stride(0), keys.stride(1), keys.stride(2), page_table_SP.stride(0), work.capacity,
         scale * LOG2_E, (soft_cap or 0.0) * LOG2_E,
         N=heads, G=heads // kv_heads, H=dim, BLOCK_M=block_rows, BLOCK_B=tile.block_keys, BLOCK_H=triton.next_power_of_2(dim),
-        PAGE=keys.shape[1], GROUPED=members is not None, SOFT_CAP=soft_cap is not None, WITH_LSE=lse_SN is not None,
+        PAGE=keys.shape[1], GROUPED=members is not None, SCALED=scales_2K is not None, SOFT_CAP=soft_cap is not None, WITH_LSE=lse_SN is not None,
         PRECISION="ieee" if q_SNH.dtype == torch.float32 else "tf32",
         num_warps=tile.num_warps, num_stages=tile.num_stages, **launch_options(),
     )  # fmt: skip
@@ -182,11 +188,12 @@ def paged_decode(
     soft_cap: float | None = None,
     lse_SN: torch.Tensor | None = None,
     tile: Tile | None = None,
+    scales_2K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Each row's last token attends over its pages. Two launches. Returns o_SNH; fills lse_SN (float32, natural log) if given.
 
     keys, values: one layer's cache, [pages, page_size, K, H]. page_table_SP: int32. The plan says the rows' lengths and
-    the window; rows of length 0 give zeros. Query head n reads key head n // (N / K).
+    the window; rows of length 0 give zeros. Query head n reads key head n // (N / K). scales_2K: of keys and values in 8 bits.
     """
     rows, heads, dim = q_SNH.shape
     out_SNH = torch.empty((rows, heads, dim), dtype=q_SNH.dtype, device=q_SNH.device)
@@ -194,7 +201,7 @@ def paged_decode(
     block_rows = max(16, triton.next_power_of_2(heads // keys.shape[2]))
     launch_decode(
         q_SNH, keys, values, page_table_SP, plan.work, parts, out_SNH, lse_SN, scale, soft_cap,
-        tile or default_tile(dim, q_SNH.dtype), block_rows,
+        tile or default_tile(dim, q_SNH.dtype), block_rows, scales_2K=scales_2K,
     )  # fmt: skip
     merge_parts(plan.work, parts, out_SNH, lse_SN)
     return out_SNH

@@ -56,9 +56,9 @@ def default_prefill_tile(head_dim: int, block_rows: int, dtype: torch.dtype) -> 
 @triton.jit(do_not_specialize=["capacity", "stride_table", "window"])
 def _prefill_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, out_ptr, lse_ptr, items_ptr, count_ptr, query_lens_ptr, kv_lens_ptr,
-    stride_q, stride_page, stride_token, stride_head, stride_table, capacity, scale_log2, soft_cap_log2, window,
+    scales_ptr, stride_q, stride_page, stride_token, stride_head, stride_table, capacity, scale_log2, soft_cap_log2, window,
     N: tl.constexpr, G: tl.constexpr, H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-    PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
+    PAGE: tl.constexpr, WINDOW: tl.constexpr, SCALED: tl.constexpr, SOFT_CAP: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
@@ -98,6 +98,8 @@ def _prefill_kernel(
         table = table_ptr + row.to(tl.int64) * stride_table
         keys = keys_ptr + kv_head * stride_head
         values = values_ptr + kv_head * stride_head
+        if SCALED:
+            scale_log2 *= tl.load(scales_ptr + kv_head)
         if not WINDOW:
             acc_MH, top_M, norm_M = attend_blocks(
                 q_MH, acc_MH, top_M, norm_M, position_M, keys, values, table, low, middle, last,
@@ -110,6 +112,8 @@ def _prefill_kernel(
             PAGE, BLOCK_B, BLOCK_H, H == BLOCK_H, True, True, WINDOW, SOFT_CAP, PRECISION,
         )  # fmt: skip
         out_MH, lse_M = finish(acc_MH, top_M, norm_M)
+        if SCALED:
+            out_MH *= tl.load(scales_ptr + N // G + kv_head)
         to = token * N + head
         tl.store(out_ptr + to[:, None] * H + h[None, :], out_MH.to(out_ptr.dtype.element_ty), mask=inside)
         if WITH_LSE:
@@ -127,11 +131,13 @@ def paged_prefill(
     soft_cap: float | None = None,
     lse_TN: torch.Tensor | None = None,
     tile: Tile | None = None,
+    scales_2K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rows' new tokens, laid end to end, attend over their rows' pages: a query at position p sees keys in (p - window, p].
 
     keys, values: one layer's cache, [pages, page_size, K, H], this step's tokens written. page_table_SP: int32. One launch.
     Returns o_TNH; fills lse_TN (float32, natural log) if given. Tokens past the sum of query_lens are not written.
+    scales_2K: of keys and values in 8 bits.
     """
     tokens, heads, dim = q_TNH.shape
     kv_heads = keys.shape[2]
@@ -142,10 +148,11 @@ def paged_prefill(
     work = plan.work
     _prefill_kernel[(kv_heads, work.capacity)](
         q_TNH, keys, values, page_table_SP, out_TNH, lse_TN, work.items, work.first_U1[-1:], plan.query_lens_S, plan.kv_lens_S,
-        q_TNH.stride(0), keys.stride(0), keys.stride(1), keys.stride(2), page_table_SP.stride(0), work.capacity,
+        scales_2K, q_TNH.stride(0), keys.stride(0), keys.stride(1), keys.stride(2), page_table_SP.stride(0), work.capacity,
         scale * LOG2_E, (soft_cap or 0.0) * LOG2_E, window or 0,
         N=heads, G=heads // kv_heads, H=dim, BLOCK_M=plan.block_rows, BLOCK_B=tile.block_keys,
-        BLOCK_H=triton.next_power_of_2(dim), PAGE=keys.shape[1], WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        BLOCK_H=triton.next_power_of_2(dim), PAGE=keys.shape[1], WINDOW=window is not None,
+        SCALED=scales_2K is not None, SOFT_CAP=soft_cap is not None,
         WITH_LSE=lse_TN is not None, PRECISION="ieee" if q_TNH.dtype == torch.float32 else "tf32",
         num_warps=tile.num_warps, num_stages=tile.num_stages, **launch_options(),
     )  # fmt: skip

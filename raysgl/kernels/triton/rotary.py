@@ -26,9 +26,9 @@ def rotary_table(positions: torch.Tensor, inv_freq_H2: torch.Tensor, scale: floa
 @triton.jit
 def _rotate_and_write_kernel(
     qkv_ptr, q_ptr, keys_ptr, values_ptr, rotary_ptr, positions_ptr, slots_ptr, q_weight_ptr, k_weight_ptr,
-    stride_qkv, eps,
+    scales_ptr, stride_qkv, eps,
     N: tl.constexpr, K: tl.constexpr, H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H2: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, QK_NORM: tl.constexpr, PDL: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, SCALED: tl.constexpr, QK_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -61,6 +61,10 @@ def _rotate_and_write_kernel(
     tl.store(to_q, out1.to(q_ptr.dtype.element_ty), mask=inside & is_q)
     tl.store(to_q + half, out2.to(q_ptr.dtype.element_ty), mask=inside & is_q)
     slot = tl.load(slots_ptr + token).to(tl.int64)
+    if SCALED:
+        scale = tl.load(scales_ptr + (head - N), mask=(head >= N) & (head < N + 2 * K), other=1.0)[:, None]
+        out1 = tl.clamp(out1 / scale, -448.0, 448.0)
+        out2 = tl.clamp(out2 / scale, -448.0, 448.0)
     to_k = keys_ptr + (slot * K + (head[:, None] - N)) * H + h[None, :]
     is_k = inside & (head[:, None] >= N) & (head[:, None] < N + K)
     tl.store(to_k, out1.to(keys_ptr.dtype.element_ty), mask=is_k)
@@ -80,12 +84,14 @@ def rotate_and_write(
     q_norm_H: torch.Tensor | None = None,
     k_norm_H: torch.Tensor | None = None,
     eps: float = 1e-6,
+    scales_2K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotate queries and keys (pairs (i, i + H/2)), write keys and values to the cache, return q_TNH.
 
     qkv_TMH: [T, N + 2 K, H], or the same with the last two joined. keys, values: one layer's cache, contiguous,
     [..., K, H], indexed by write_slots_T over what comes before K. rotary: `rotary_table`, rows by position, or by
-    token when positions_T is None. q_norm_H, k_norm_H: weights of a per-head RMSNorm before the rotation (Qwen3).
+    token when positions_T is None. q_norm_H, k_norm_H: weights of a per-head RMSNorm before the rotation (Qwen3). scales_2K: what
+    keys and values are divided by for a cache of 8 bits.
     """
     kv_heads, dim = keys.shape[-2:]
     tokens = qkv_TMH.shape[0]
@@ -96,8 +102,8 @@ def rotate_and_write(
     if tokens:
         _rotate_and_write_kernel[(tokens, triton.cdiv(heads + 2 * kv_heads, BLOCK_HEADS))](
             qkv_TMH, q_TNH, keys, values, rotary, positions_T, write_slots_T, q_norm_H, k_norm_H,
-            qkv_TMH.stride(0), eps,
+            scales_2K, qkv_TMH.stride(0), eps,
             N=heads, K=kv_heads, H=dim, BLOCK_M=BLOCK_HEADS, BLOCK_H2=triton.next_power_of_2(dim // 2),
-            HAS_POSITIONS=positions_T is not None, QK_NORM=q_norm_H is not None, num_warps=4, **launch_options(),
+            HAS_POSITIONS=positions_T is not None, SCALED=scales_2K is not None, QK_NORM=q_norm_H is not None, num_warps=4, **launch_options(),
         )  # fmt: skip
     return q_TNH

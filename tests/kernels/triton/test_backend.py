@@ -72,3 +72,39 @@ def test_equals_the_torch_backend(query_lens, kv_lens, shared, device):
         results.append((torch.stack(out), cache.data))
     assert torch.equal(results[0][1], results[1][1])
     assert_close(results[1][0], results[0][0].double().cpu(), torch.float32)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_a_cache_of_8_bits(cascade, device):
+    """Both backends store the same bytes and read them alike, with a scale for each key head; and near what was meant."""
+    random = torch.Generator().manual_seed(1)
+    query_lens, kv_lens = [1, 1, 1, 6], [60, 50, 90, 20]
+    batch = make_batch(query_lens, kv_lens, device, {1: 2, 2: 2} if cascade else None)
+    # Keys of one head and values of the other are far from 1; without their scales they would be cut off or vanish.
+    size = torch.tensor([[[300.0], [1.0]], [[1.0], [1e-3]]])
+    written = torch.randn(2, 31 * PAGE_SIZE, KV_HEADS, DIM, generator=random) * size.unsqueeze(1)
+    q, k, v = torch.randn(9, HEADS + 2 * KV_HEADS, DIM, generator=random).split([HEADS, KV_HEADS, KV_HEADS], 1)
+    q[:, : HEADS // 2] /= 300.0
+    q, k, v = q.to(device), (k * size[0]).to(device), (v * size[1]).to(device)
+    results, stored = {}, {}
+    for name, backend_class, quantised in (
+        ("exact", TorchBackend, False),
+        ("torch", TorchBackend, True),
+        ("triton", TritonBackend, True),
+    ):
+        cache = KVCache(1, 30, PAGE_SIZE, KV_HEADS, DIM, torch.float32, device, quantised)
+        if quantised:
+            cache.scales[0] = size.squeeze(-1).to(device) / 4
+        cache.write(0, torch.arange(31 * PAGE_SIZE, device=device), *written.to(device))
+        backend = backend_class(cache, HEADS)
+        backend.plan(batch)
+        if cascade and backend_class is TritonBackend:
+            group = torch.zeros(3, dtype=torch.int32, device=device)
+            backend.plan_cascade(group, torch.tensor([2], dtype=torch.int32, device=device))
+        results[name] = backend.forward(q, k, v, AttentionLayer(0, 0.125)).double().cpu()
+        stored[name] = cache.pages[0].cpu()
+    assert torch.equal(stored["torch"], stored["triton"]) and stored["torch"].dtype == torch.uint8
+    torch.testing.assert_close(results["triton"], results["torch"], atol=1e-6, rtol=1e-3)
+    for heads in (slice(0, 2), slice(2, 4)):
+        want = results["exact"][:, heads]
+        assert (results["triton"][:, heads] - want).norm() < 0.06 * want.norm()
