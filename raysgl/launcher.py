@@ -29,6 +29,8 @@ from raysgl.supervisor import supervised
 
 POLL_S = 0.1
 STATUS_EVERY_S = 1.0
+PLACED_WITHIN_S = 3.0
+"""Replicas that have a place have it by then; later it is worth asking what they wait for."""
 STOP_LIMIT_S = 15.0
 """How long stopping may take beyond the drain time."""
 RAY_ITSELF = ("gcs_server", "raylet")
@@ -196,7 +198,7 @@ class _Launch:
             logging_config=document.get("logging_config", {"log_level": "WARNING", "enable_access_log": False}),
         )
         self._coordinator = coordinator.connect(self._application)
-        self._deployed = True
+        self._deployed, self._deployed_at = True, time.monotonic()
         prefix = document.get("applications", [{}])[0].get("route_prefix", "/")
         target = ray_serve.RunTarget(build(self._config), name=self._application, route_prefix=prefix)
         ray_serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -228,12 +230,21 @@ class _Launch:
             served = {name: len(status.serving.get(name, ())) for name in wanted}
             if all(served[name] >= count for name, count in wanted.items()) and answers(self._config.server):
                 return status.serving
-            self._display.say(_progress(status, served, wanted))
+            self._display.say(self._waits_for_room(status) or _progress(status, served, wanted))
             if time.monotonic() > next_status:
                 next_status = time.monotonic() + STATUS_EVERY_S
                 application = ray_serve.status().applications.get(self._application)
                 if application is not None and application.status == "DEPLOY_FAILED":
                     raise Failed(_why(application))
+
+    def _waits_for_room(self, status) -> str:
+        """What the cluster must add or free before anything more can start."""
+        from raysgl.actors.placement import waiting_for
+
+        if status.starting or time.monotonic() - self._deployed_at < PLACED_WITHIN_S:
+            return ""
+        needs = waiting_for(self._application)
+        return f"waiting for room in the cluster: {needs}" if needs else ""
 
     # ---------------------------------------------------------------- running, and down
 

@@ -241,3 +241,27 @@ def test_serve_run_does_the_same_job(config, tmp_path):
             for member in [*me.children(recursive=True), me]:
                 with contextlib.suppress(psutil.Error):
                     member.kill()
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_is_waited_for_in_words(config):
+    """As with an autoscaler: the replica's placement group is pending until a node comes that fits it."""
+    from ray.cluster_utils import Cluster
+
+    path, _ = config(drain_timeout_s=1)
+    document = yaml.safe_load(path.read_text())
+    document["models"][0] |= {"num_cpus_per_shard": 3, "drain_timeout_s": 1}
+    path.write_text(yaml.safe_dump(document))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        running = Running(path, 0, {"RAY_ADDRESS": cluster.address})
+        limit = time.monotonic() + 60
+        while "waiting for room in the cluster: 3 CPU on one node" not in running.log.read_text():
+            assert running.process.poll() is None and time.monotonic() < limit, running.log.read_text()
+            time.sleep(0.1)
+        cluster.add_node(num_cpus=4)
+        running.until_ready()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0, running.log.read_text()
+    finally:
+        cluster.shutdown()
