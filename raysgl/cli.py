@@ -76,6 +76,31 @@ def chat(
         fail(problem)
 
 
+@app.command()
+def top(
+    url: Annotated[str, typer.Option(help="where the server is")] = "http://127.0.0.1:30000",
+    interval: Annotated[float, typer.Option(min=0.1, help="seconds between two looks")] = 1.0,
+    once: Annotated[bool, typer.Option(help="print once and leave")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print /v1/loads as it is, once")] = False,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="where the server wants one")] = None,
+) -> None:
+    """Watch the replicas of a running server: queues, KV cache, cache hits, rates. Ctrl-C leaves."""
+    import contextlib
+
+    from raysgl import top
+
+    try:
+        if json:
+            import orjson
+
+            typer.echo(orjson.dumps(top.loads(url, api_key), option=orjson.OPT_INDENT_2))
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            top.run(url, interval, once, api_key)
+    except top.TopError as error:
+        fail(str(error))
+
+
 def fail(message: str) -> None:
     """Print to stderr and exit with 1."""
     typer.echo(message, err=True)

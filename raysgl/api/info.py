@@ -149,6 +149,7 @@ def _load(model: ServedModel, load: Load, sections: tuple[str, ...] | list[str])
             "token_capacity": load.total_pages * model.page_size,
             "free_tokens": load.free_pages * model.page_size,
             "cached_tokens": load.cached_pages * model.page_size,
+            "hot_tokens": load.hot_pages * model.page_size,
         }
     if "queues" in sections:
         found["queues"] = {"waiting": load.waiting, "retractions": load.retractions}
@@ -167,6 +168,8 @@ def _core(model: ServedModel, load: Load) -> dict[str, float]:
         "max_running_requests": load.max_running,
         "token_usage": used / load.total_pages if load.total_pages else 0.0,
         "gen_throughput": load.decode_rate,
+        "prefill_throughput": load.prefill_rate,
+        "time_to_first_token": load.ttft,
         "cache_hit_rate": load.cached_tokens / load.prompt_tokens if load.prompt_tokens else 0.0,
         "utilization": load.running / load.max_running if load.max_running else 0.0,
     }
