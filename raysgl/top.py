@@ -8,24 +8,15 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = (
-    "replica",
-    "running",
-    "waiting",
-    "queued tokens",
-    "KV used",
-    "cached",
-    "hot",
-    "hit rate",
-    "decode",
-    "prefill",
-    "TTFT",
-)
+COLUMNS = ("replica", "run", "wait", "queued", "KV", "cached", "hot", "hits", "decode/s", "prefill/s", "TTFT ms")
+"""Short, so that all fit 80 characters. queued: uncached prompt tokens; KV: share that running sequences hold; hits: share of prompt
+tokens found cached; rates in tokens."""
 TIMEOUT_S = 5.0
 
 
@@ -53,7 +44,12 @@ def view(body: dict[str, Any]) -> Group:
     for load in body["loads"]:
         by_model.setdefault(load["model"], []).append(load)
     for model, replicas in sorted(by_model.items()):
-        table = Table(title=f"{model}: {len(replicas)} {'replica' if len(replicas) == 1 else 'replicas'}", title_justify="left")
+        table = Table(
+            title=f"{model}: {len(replicas)} {'replica' if len(replicas) == 1 else 'replicas'}",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "replica" else "right")
         for load in replicas:
@@ -74,9 +70,9 @@ def _row(load: dict[str, Any]) -> tuple[str, ...]:
         f"{memory['cached_tokens'] / capacity:.0%}",
         f"{memory['hot_tokens'] / capacity:.0%}",
         f"{load['cache_hit_rate']:.0%}",
-        f"{load['gen_throughput']:,.0f} tok/s",
-        f"{load['prefill_throughput']:,.0f} tok/s",
-        f"{1000 * load['time_to_first_token']:,.0f} ms",
+        f"{load['gen_throughput']:,.0f}",
+        f"{load['prefill_throughput']:,.0f}",
+        f"{1000 * load['time_to_first_token']:,.0f}",
     )
 
 
