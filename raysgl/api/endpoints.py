@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raysgl.api import admin, generate, info, native, operations, probe, protocol, responses
+from raysgl.api import admin, generate, info, native, operations, parse, probe, protocol, responses
 from raysgl.api.anthropic import endpoints as anthropic
 from raysgl.api.anthropic.answer import error_body as anthropic_error
 from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
@@ -95,6 +95,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/detokenize", handler=operations.detokenize, body_limit=TEXTS,
              requests=DETOKENIZE, response=responses.DetokenizeResponse),
     Endpoint(path="/v1/detokenize", handler=operations.detokenize, body_limit=TEXTS, hidden=True),
+
+    Endpoint(path="/parse_function_call", handler=parse.parse_function_call, body_limit=TEXTS,
+             requests=(protocol.ParseFunctionCallRequest,), response=responses.ParseFunctionCallResponse),
 
     Endpoint(path="/v1/models", methods=("GET",), view=operations.list_models, response=responses.ModelList),
     Endpoint(path="/v1/models/{model_id:path}", methods=("GET",), view=operations.get_model, response=responses.ModelCard,

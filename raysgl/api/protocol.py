@@ -166,6 +166,30 @@ class DetokenizeRequest(Request):
     skip_special_tokens: bool | None = None
 
 
+class FunctionTool(BaseModel):
+    """Of a tool only its name and parameters matter to a parser."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str = Field(min_length=1)
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"] = "function"
+    function: FunctionTool
+
+
+class ParseFunctionCallRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str = Field(max_length=2**20)
+    tools: list[Tool] = Field(default_factory=list, description="bare calls without tags count only if they name one of these")
+    tool_call_parser: str = Field(description="the format's name")
+
+
 class AbortRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

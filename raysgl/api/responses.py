@@ -171,6 +171,17 @@ class DetokenizeResponse(BaseModel):
     text: str | list[str]
 
 
+class ParsedCall(BaseModel):
+    tool_index: int
+    name: str
+    parameters: str
+
+
+class ParseFunctionCallResponse(BaseModel):
+    normal_text: str
+    calls: list[ParsedCall]
+
+
 class AbortResponse(BaseModel):
     aborted: int
 

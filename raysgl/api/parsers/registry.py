@@ -1,0 +1,54 @@
+"""The tool-call formats by name (SGLang's names), and a parser that reads one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from raysgl.api.parsers.events import Event
+from raysgl.api.parsers.output import Output
+from raysgl.api.parsers.reader import Reader
+from raysgl.api.parsers.tool_format import ToolFormat, Tools
+
+TOOL_FORMATS = {
+    "deepseekv3": "sections:DEEPSEEK_V3",
+    "deepseekv31": "sections:DEEPSEEK_V31",
+    "hermes": "hermes:FORMAT",
+    "kimi_k2": "sections:KIMI_K2",
+    "lfm2": "pythonic:LFM2",
+    "llama3": "llama3:FORMAT",
+    "mistral": "mistral:FORMAT",
+    "pythonic": "pythonic:PYTHONIC",
+    "qwen": "hermes:FORMAT",
+    "qwen25": "hermes:FORMAT",
+}
+"""Name -> module of this package, and what it calls the format."""
+
+
+def tool_format(name: str) -> ToolFormat:
+    """KeyError for an unknown name."""
+    module, _, attribute = TOOL_FORMATS[name].partition(":")
+    return getattr(import_module(f"raysgl.api.parsers.{module}"), attribute)
+
+
+class ToolParser:
+    """Reads a choice's text as it comes. What one call of `feed` and many make of the same text is the same."""
+
+    def __init__(self, found: ToolFormat, tools: Tools, output: Output | None = None):
+        self._reader, self._output = Reader(), output or Output()
+        self._steps = found.parse(self._reader, self._output, tools)
+        self._go_on()
+
+    def feed(self, text: str) -> list[Event]:
+        self._reader.feed(text)
+        self._go_on()
+        return self._output.take()
+
+    def finish(self) -> list[Event]:
+        """Nothing more comes."""
+        self._reader.close()
+        self._go_on()
+        self._output.finish()
+        return self._output.take()
+
+    def _go_on(self) -> None:
+        next(self._steps, None)

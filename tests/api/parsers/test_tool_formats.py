@@ -1,0 +1,107 @@
+"""Every tool-call format: what is read, and that it does not matter how the text was cut."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysgl.api.parse import parsed
+from raysgl.api.parsers.events import TextDelta, ToolCallArguments, ToolCallStart
+from raysgl.api.parsers.registry import TOOL_FORMATS, ToolParser, tool_format
+
+TOOLS = {"weather": {"type": "object", "properties": {"city": {"type": "string"}}}, "now": {}}
+NESTED = {"city": 'Zürich "Süd" 👩‍👩‍👧', "days": [1, {"x": "}]</tool_call>"}], "none": None}
+N = json.dumps(NESTED, ensure_ascii=False)
+DS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>")
+KIMI = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
+ONE, TWO = ("weather", NESTED), ("now", {})
+
+GOOD = [
+    ("hermes", f'Look: <tool_call>\n{{"name": "weather", "arguments": {N}}}\n</tool_call>', "Look:", [ONE]),
+    (
+        "qwen25",
+        f'<tool_call>{{"name": "weather", "arguments": {N}}}</tool_call>\n<tool_call>{{"name": "now", "arguments": {{}}}}</tool_call>',
+        "",
+        [ONE, TWO],
+    ),
+    ("llama3", f'{{"name": "weather", "parameters": {N}}}; {{"name": "now", "parameters": {{}}}}', "", [ONE, TWO]),
+    ("llama3", f'Yes.<|python_tag|>{{"name": "weather", "parameters": {N}}}', "Yes.", [ONE]),
+    ("mistral", f'Well [TOOL_CALLS] [{{"name": "weather", "arguments": {N}}}, {{"name": "now", "arguments": {{}}}}]', "Well", [ONE, TWO]),
+    ("mistral", f"[TOOL_CALLS]weather[ARGS]{N}[TOOL_CALLS]now[ARGS]{{}}", "", [ONE, TWO]),
+    ("pythonic", '[weather(city="Zürich", days=[1, 2], none=None), now()]', "", [("weather", {"city": "Zürich", "days": [1, 2], "none": None}), TWO]),
+    ("lfm2", '<|tool_call_start|>[now()]<|tool_call_end|>Done', "Done", [TWO]),
+    ("deepseekv3", f"Hm{DS[0]}{DS[2]}function{DS[4]}weather\n```json\n{N}\n```{DS[3]}\n{DS[2]}function{DS[4]}now\n```json\n{{}}\n```{DS[3]}{DS[1]}", "Hm", [ONE, TWO]),
+    ("deepseekv31", f"{DS[0]}{DS[2]}weather{DS[4]}{N}{DS[3]}{DS[2]}now{DS[4]}{{}}{DS[3]}{DS[1]}", "", [ONE, TWO]),
+    ("kimi_k2", KIMI.format(f"<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{N}<|tool_call_end|>"), "", [ONE]),
+]  # fmt: skip
+
+TEXT = [
+    ("hermes", "No <tool_call> here, just 1 < 2."),
+    ("hermes", "<tool_call>[1, 2]</tool_call>"),
+    ("llama3", '{"name": "unknown", "parameters": {}} is text'),
+    ("mistral", "[TOOL_CALLS] nothing"),
+    ("pythonic", "[1, 2, 3] is a list; [unknown(a=1)] calls nothing"),
+    ("kimi_k2", "<|tool_calls_section_begin|>broken"),
+    ("deepseekv3", "a <｜tool▁sep｜> alone"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "said", "calls"), GOOD)
+def test_calls_are_found(name, text, said, calls):
+    found = parsed(name, text, TOOLS)
+    assert found["normal_text"] == said
+    assert [(call["name"], json.loads(call["parameters"])) for call in found["calls"]] == calls
+    assert [call["tool_index"] for call in found["calls"]] == list(range(len(calls)))
+
+
+@pytest.mark.parametrize(("name", "text"), TEXT)
+def test_what_is_no_call_is_text(name, text):
+    assert parsed(name, text, TOOLS) == {"normal_text": text, "calls": []}
+
+
+def shape(name: str, pieces: list[str]) -> list:
+    """The events, neighbours joined, ids left out."""
+    parser = ToolParser(tool_format(name), TOOLS)
+    events = [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
+    joined: list = []
+    for event in events:
+        match event:
+            case TextDelta():
+                key, text = ("text",), event.text
+            case ToolCallStart():
+                key, text = ("call", event.index, event.name), ""
+            case ToolCallArguments():
+                key, text = ("arguments", event.index), event.text
+        if joined and joined[-1][0] == key and key[0] != "call":
+            joined[-1] = (key, joined[-1][1] + text)
+        else:
+            joined.append((key, text))
+    return joined
+
+
+SAMPLES = [(name, text) for name, text, *_ in GOOD] + TEXT
+CUT = [(name, text[: len(text) * 2 // 3]) for name, text, *_ in GOOD]
+
+
+@pytest.mark.parametrize(("name", "text"), SAMPLES + CUT)
+def test_every_split_in_two_gives_the_same(name, text):
+    whole = shape(name, [text])
+    for at in range(1, len(text)):
+        assert shape(name, [text[:at], text[at:]]) == whole, text[:at]
+    assert shape(name, list(text)) == whole
+
+
+@given(st.sampled_from(SAMPLES), st.lists(st.integers(0, 400), max_size=8))
+def test_any_split_gives_the_same(sample, cuts):
+    name, text = sample
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    assert shape(name, [text[a:b] for a, b in pairwise(bounds)]) == shape(name, [text])
+
+
+@given(st.sampled_from(sorted(TOOL_FORMATS)), st.text(alphabet='<>|[]{}":,\\ tool_call name(a=1)\n｜', max_size=60))
+def test_nothing_raises(name, text):
+    assert shape(name, list(text)) == shape(name, [text])
