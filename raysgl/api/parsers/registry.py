@@ -12,14 +12,17 @@ from raysgl.api.parsers.tool_format import ToolFormat, Tools
 TOOL_FORMATS = {
     "deepseekv3": "sections:DEEPSEEK_V3",
     "deepseekv31": "sections:DEEPSEEK_V31",
+    "glm45": "tagged:GLM45",
     "hermes": "hermes:FORMAT",
     "kimi_k2": "sections:KIMI_K2",
     "lfm2": "pythonic:LFM2",
     "llama3": "llama3:FORMAT",
+    "minimax-m2": "tagged:MINIMAX_M2",
     "mistral": "mistral:FORMAT",
     "pythonic": "pythonic:PYTHONIC",
     "qwen": "hermes:FORMAT",
     "qwen25": "hermes:FORMAT",
+    "qwen3_coder": "tagged:QWEN3_CODER",
 }
 """Name -> module of this package, and what it calls the format."""
 

@@ -13,11 +13,13 @@ from raysgl.api.parse import parsed
 from raysgl.api.parsers.events import TextDelta, ToolCallArguments, ToolCallStart
 from raysgl.api.parsers.registry import TOOL_FORMATS, ToolParser, tool_format
 
-TOOLS = {"weather": {"type": "object", "properties": {"city": {"type": "string"}}}, "now": {}}
+PROPERTIES = {"city": {"type": "string"}, "days": {"type": "array"}, "wet": {"type": ["boolean", "null"]}}
+TOOLS = {"weather": {"type": "object", "properties": PROPERTIES}, "now": {}}
 NESTED = {"city": 'Zürich "Süd" 👩‍👩‍👧', "days": [1, {"x": "}]</tool_call>"}], "none": None}
 N = json.dumps(NESTED, ensure_ascii=False)
 DS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>")
 KIMI = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
+ARGS = ("weather", {"city": "Zürich <b>", "days": [1, 2], "wet": True})
 ONE, TWO = ("weather", NESTED), ("now", {})
 
 GOOD = [
@@ -37,6 +39,9 @@ GOOD = [
     ("deepseekv3", f"Hm{DS[0]}{DS[2]}function{DS[4]}weather\n```json\n{N}\n```{DS[3]}\n{DS[2]}function{DS[4]}now\n```json\n{{}}\n```{DS[3]}{DS[1]}", "Hm", [ONE, TWO]),
     ("deepseekv31", f"{DS[0]}{DS[2]}weather{DS[4]}{N}{DS[3]}{DS[2]}now{DS[4]}{{}}{DS[3]}{DS[1]}", "", [ONE, TWO]),
     ("kimi_k2", KIMI.format(f"<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{N}<|tool_call_end|>"), "", [ONE]),
+    ("qwen3_coder", "Ok.\n<tool_call>\n<function=weather>\n<parameter=city>\nZürich <b>\n</parameter>\n<parameter=days>\n[1, 2]\n</parameter>\n<parameter=wet>\nTrue\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>", "Ok.", [ARGS, TWO]),
+    ("minimax-m2", '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Zürich <b></parameter>\n<parameter name="days">[1, 2]</parameter>\n<parameter name="wet">true</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n</minimax:tool_call>', "", [ARGS, TWO]),
+    ("glm45", "So<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Zürich <b></arg_value>\n<arg_key>days</arg_key>\n<arg_value>[1, 2]</arg_value>\n<arg_key>wet</arg_key>\n<arg_value>true</arg_value>\n</tool_call><tool_call>now</tool_call>", "So", [ARGS, TWO]),
 ]  # fmt: skip
 
 TEXT = [
@@ -46,6 +51,9 @@ TEXT = [
     ("mistral", "[TOOL_CALLS] nothing"),
     ("pythonic", "[1, 2, 3] is a list; [unknown(a=1)] calls nothing"),
     ("kimi_k2", "<|tool_calls_section_begin|>broken"),
+    ("qwen3_coder", "<tool_call>\n<function=two words></function>"),
+    ("minimax-m2", '<invoke name="'),
+    ("glm45", "<tool_call>no name at all"),
     ("deepseekv3", "a <｜tool▁sep｜> alone"),
 ]
 

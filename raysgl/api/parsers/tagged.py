@@ -1,0 +1,127 @@
+"""Calls written with tags, arguments as plain text: Qwen3-Coder, MiniMax-M2, GLM-4.5. The tools' schemas say what the texts mean."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from raysgl.api.parsers.argument_text import Arguments
+from raysgl.api.parsers.output import Output
+from raysgl.api.parsers.reader import Reader, Wait, drop
+from raysgl.api.parsers.tool_format import ToolFormat, Tools
+
+_NAME = re.compile(r"[\w.:-]{1,256}")
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """`begin`, calls, `end`; a call is `call` NAME `name_end`, parameters, `call_end`; a parameter `key` NAME `key_end` TEXT `value_end`.
+    lines: texts stand on lines of their own."""
+
+    begin: str
+    end: str
+    call: str
+    name_end: str
+    call_end: str
+    key: str
+    key_end: str
+    value_end: str
+    lines: bool
+
+    def parse(self, reader: Reader, output: Output, tools: Tools) -> Wait[None]:
+        while (tag := (yield from reader.until((self.begin, self.call), output.text))) is not None:
+            reader.mark()
+            if tag == self.begin:
+                yield from reader.spaces()
+                begun = (yield from reader.one_of(self.call)) is not None and (yield from self._call(reader, output, tools))
+            else:
+                begun = yield from self._call(reader, output, tools)
+            if not begun:
+                reader.rewind()
+                output.text(tag)
+                continue
+            yield from self._others(reader, output, tools)
+
+    def _others(self, reader: Reader, output: Output, tools: Tools) -> Wait[None]:
+        """More calls, to the section's end or to text."""
+        while True:
+            reader.mark()
+            yield from reader.spaces()
+            tag = yield from reader.one_of(self.call, self.end)
+            if tag == self.call and (yield from self._call(reader, output, tools)):
+                continue
+            if tag == self.end:
+                reader.release()
+            else:
+                reader.rewind()
+            return
+
+    def _call(self, reader: Reader, output: Output, tools: Tools) -> Wait[bool]:
+        """Behind `call`. False, and nothing was written, without a name."""
+        head: list[str] = []
+        tag = yield from reader.until((self.name_end, self.call_end, self.end), head.append)
+        name = "".join(head).strip()
+        if tag != self.name_end or not _NAME.fullmatch(name):
+            return False
+        reader.release()
+        output.call(name)
+        arguments = Arguments(output, tools.get(name, {}))
+        stops = (self.key, self.call_end, self.end, self.call)
+        while (tag := (yield from reader.until(stops, drop))) == self.key:
+            key: list[str] = []
+            if (yield from reader.until((self.key_end,), key.append)) is None:
+                break
+            ended = yield from arguments.read(reader, "".join(key).strip(), (self.value_end, *stops), self.lines)
+            if ended not in (None, self.value_end):
+                reader.unread(ended)
+        arguments.close()
+        if tag in (self.end, self.call):
+            reader.unread(tag)
+        return True
+
+
+_BEGIN, _END = "<tool_call>", "</tool_call>"
+QWEN3_CODER = ToolFormat(
+    Tagged(_BEGIN, _END, "<function=", ">", "</function>", "<parameter=", ">", "</parameter>", lines=True).parse, (_BEGIN, _END)
+)
+
+_MINIMAX = ("<minimax:tool_call>", "</minimax:tool_call>")
+MINIMAX_M2 = ToolFormat(
+    Tagged(
+        *_MINIMAX, '<invoke name="', '">', "</invoke>", '<parameter name="', '">', "</parameter>", lines=False
+    ).parse,
+    _MINIMAX,
+)  # fmt: skip
+
+_KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+
+
+def _glm(reader: Reader, output: Output, tools: Tools) -> Wait[None]:
+    """`<tool_call>NAME`, then a key and a value for each argument, `</tool_call>`."""
+    while (yield from reader.until((_BEGIN,), output.text)) is not None:
+        reader.mark()
+        head: list[str] = []
+        tag = yield from reader.until((_KEY, _END, _BEGIN), head.append)
+        name = "".join(head).strip()
+        if tag not in (_KEY, _END) or not _NAME.fullmatch(name):
+            reader.rewind()
+            output.text(_BEGIN)
+            continue
+        reader.release()
+        output.call(name)
+        arguments = Arguments(output, tools.get(name, {}))
+        while tag == _KEY:
+            key: list[str] = []
+            if (yield from reader.until((_KEY_END,), key.append)) is None:
+                break
+            if (tag := (yield from reader.until((_VALUE, _KEY, _END, _BEGIN), drop))) != _VALUE:
+                continue
+            tag = yield from arguments.read(reader, "".join(key).strip(), (_VALUE_END, _KEY, _END, _BEGIN), False)
+            if tag == _VALUE_END:
+                tag = yield from reader.until((_KEY, _END, _BEGIN), drop)
+        arguments.close()
+        if tag == _BEGIN:
+            reader.unread(tag)
+
+
+GLM45 = ToolFormat(_glm, (_BEGIN, _END, _KEY, _KEY_END, _VALUE, _VALUE_END))
