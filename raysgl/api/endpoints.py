@@ -98,6 +98,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
     Endpoint(path="/parse_function_call", handler=parse.parse_function_call, body_limit=TEXTS,
              requests=(protocol.ParseFunctionCallRequest,), response=responses.ParseFunctionCallResponse),
+    Endpoint(path="/separate_reasoning", handler=parse.separate_reasoning, body_limit=TEXTS,
+             requests=(protocol.SeparateReasoningRequest,), response=responses.SeparateReasoningResponse),
 
     Endpoint(path="/v1/models", methods=("GET",), view=operations.list_models, response=responses.ModelList),
     Endpoint(path="/v1/models/{model_id:path}", methods=("GET",), view=operations.get_model, response=responses.ModelCard,

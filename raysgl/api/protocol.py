@@ -190,6 +190,13 @@ class ParseFunctionCallRequest(BaseModel):
     tool_call_parser: str = Field(description="the format's name")
 
 
+class SeparateReasoningRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str = Field(max_length=2**20)
+    reasoning_parser: str = Field(description="the format's name")
+
+
 class AbortRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

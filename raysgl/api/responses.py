@@ -182,6 +182,11 @@ class ParseFunctionCallResponse(BaseModel):
     calls: list[ParsedCall]
 
 
+class SeparateReasoningResponse(BaseModel):
+    reasoning_text: str
+    text: str
+
+
 class AbortResponse(BaseModel):
     aborted: int
 

@@ -133,7 +133,7 @@ class Reader:
     def _held(self, tags: tuple[str, ...]) -> int:
         """Where text begins that may become a tag; the end, if nothing does."""
         text = self._text
-        for begin in range(max(self._at, len(text) - max(map(len, tags)) + 1), len(text)):
+        for begin in range(max(self._at, len(text) - max(map(len, tags), default=0) + 1), len(text)):
             rest = text[begin:]
             if any(len(tag) > len(rest) and tag.startswith(rest) for tag in tags):
                 return begin

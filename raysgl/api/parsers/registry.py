@@ -1,4 +1,4 @@
-"""The tool-call formats by name (SGLang's names), and a parser that reads one."""
+"""The tool-call formats by name (SGLang's names), and the parser that reads a choice's text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from importlib import import_module
 
 from raysgl.api.parsers.events import Event
 from raysgl.api.parsers.output import Output
-from raysgl.api.parsers.reader import Reader
+from raysgl.api.parsers.reader import Reader, Wait
+from raysgl.api.parsers.reasoning import ReasoningFormat
 from raysgl.api.parsers.tool_format import ToolFormat, Tools
 
 TOOL_FORMATS = {
@@ -33,12 +34,21 @@ def tool_format(name: str) -> ToolFormat:
     return getattr(import_module(f"raysgl.api.parsers.{module}"), attribute)
 
 
-class ToolParser:
-    """Reads a choice's text as it comes. What one call of `feed` and many make of the same text is the same."""
+class OutputParser:
+    """Reads a choice's text as it comes: reasoning, then an answer with calls, each only where a format is given.
 
-    def __init__(self, found: ToolFormat, tools: Tools, output: Output | None = None):
+    What one call of `feed` and many make of the same text is the same.
+    """
+
+    def __init__(
+        self,
+        reasoning: ReasoningFormat | None,
+        calls: ToolFormat | None,
+        tools: Tools | None = None,
+        output: Output | None = None,
+    ):
         self._reader, self._output = Reader(), output or Output()
-        self._steps = found.parse(self._reader, self._output, tools)
+        self._steps = _parse(reasoning, calls, tools or {}, self._reader, self._output)
         self._go_on()
 
     def feed(self, text: str) -> list[Event]:
@@ -55,3 +65,14 @@ class ToolParser:
 
     def _go_on(self) -> None:
         next(self._steps, None)
+
+
+def _parse(
+    reasoning: ReasoningFormat | None, calls: ToolFormat | None, tools: Tools, reader: Reader, output: Output
+) -> Wait[None]:
+    if reasoning is not None:
+        yield from reasoning.parse(reader, output)
+    if calls is not None:
+        yield from calls.parse(reader, output, tools)
+    else:
+        yield from reader.until((), output.text)

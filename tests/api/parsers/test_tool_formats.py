@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raysgl.api.parse import parsed
 from raysgl.api.parsers.events import TextDelta, ToolCallArguments, ToolCallStart
-from raysgl.api.parsers.registry import TOOL_FORMATS, ToolParser, tool_format
+from raysgl.api.parsers.registry import TOOL_FORMATS, OutputParser, tool_format
 
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "array"}, "wet": {"type": ["boolean", "null"]}}
 TOOLS = {"weather": {"type": "object", "properties": PROPERTIES}, "now": {}}
@@ -73,7 +73,7 @@ def test_what_is_no_call_is_text(name, text):
 
 def shape(name: str, pieces: list[str]) -> list:
     """The events, neighbours joined, ids left out."""
-    parser = ToolParser(tool_format(name), TOOLS)
+    parser = OutputParser(None, tool_format(name), TOOLS)
     events = [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
     joined: list = []
     for event in events:
