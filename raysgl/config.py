@@ -52,6 +52,9 @@ class EngineConfig(Settings):
         description="of keys and values; auto: dtype; fp8_e4m3: 8 bits, so twice the tokens, with the checkpoint's scales if any",
     )
     disable_cuda_graph: bool = Field(False, description="run decode steps kernel by kernel instead of replaying CUDA graphs")
+    disable_custom_all_reduce: bool = Field(
+        False, description="on cuda with tp_size > 1, leave all sums over ranks to NCCL instead of memory that the GPUs share"
+    )
     disable_cascade_attention: bool = Field(
         False, description="on cuda, do not read a prefix that decoding sequences share once for all of them"
     )

@@ -24,13 +24,22 @@ PARTS: dict[str, tuple[tuple[str, ...], float]] = {
     "trace1": (("-m", "raysgl.bench.trace", "--batch", "1", "--prompt", "128", "--json", "{out}/trace1.json"), 180),
 }
 """name -> (arguments of Python, seconds it may take)."""
+TWO_GPUS: dict[str, tuple[tuple[str, ...], float]] = {
+    "all_reduce": (("-m", "raysgl.bench.all_reduce", "--json", "{out}/all_reduce.json"), 120),
+    "tp_tests": (("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/engine/test_runner_tp.py"), 200),
+    "tp_tune": (
+        (*KERNELS, "linears", "--tune", "--tp-size", "2", "--json", "{out}/tp_tune.json", "--table", "{out}/linear_table.json"),
+        300,
+    ),
+}
+"""Parts that run by name only."""
 TAIL = 12
 """Lines of each part that are shown; all are in its log."""
 
 
 def run(name: str, out: Path) -> str:
     """Run a part, its output in `out`/name.log. Returns what became of it."""
-    arguments, limit = PARTS[name]
+    arguments, limit = (PARTS | TWO_GPUS)[name]
     log, begin = out / f"{name}.log", time.perf_counter()
     with log.open("w") as file:
         try:
@@ -46,16 +55,18 @@ def run(name: str, out: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """0: every part passed."""
     parser = argparse.ArgumentParser(prog="python -m raysgl.bench.gpu_check", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them by default")
+    parser.add_argument(
+        "parts", nargs="*", help=f"of {', '.join(PARTS)} (by default all), and with two GPUs {', '.join(TWO_GPUS)}"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check")), help="folder; default: $OUT, or gpu-check"
     )
     options = parser.parse_args(arguments)
-    unknown = set(options.parts) - set(PARTS)
+    unknown = set(options.parts) - set(PARTS) - set(TWO_GPUS)
     if unknown:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS | TWO_GPUS)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    endings = {name: run(name, options.out) for name in PARTS if not options.parts or name in options.parts}
+    endings = {name: run(name, options.out) for name in options.parts or PARTS}
     summary = "\n".join(f"{name:10s} {ending}" for name, ending in endings.items())
     (options.out / "summary.txt").write_text(summary + "\n")
     print(f"\n{summary}\n(in {options.out})")

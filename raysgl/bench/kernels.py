@@ -33,6 +33,8 @@ PARTS: dict[str, Callable[[Bench, KVCache], None]] = {
     "rows": bench_rows,
 }
 
+MODELS = {"8b": Sizes(), "70b": Sizes(8192, 64, 8, 128, 28672)}
+
 TUNE: dict[str, Callable[[Bench, KVCache], None]] = {
     "linears": lambda bench, cache: tune_linears(bench),
     "attention": tune_attention,
@@ -46,9 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--tune", action="store_true", help="try configurations instead")
     parser.add_argument(
-        "--table", type=Path, help="with --tune linears: write the winners to this file of raysgl/kernels/linear_tables"
+        "--table", type=Path, help="with --tune linears: add the winners to this file of raysgl/kernels/linear_tables"
     )
     parser.add_argument("--dependent-launch", action="store_true", help="with --tune: launch with PDL, and say so in the table")
+    parser.add_argument("--tp-size", type=int, default=1, help="sizes of one of so many ranks")
+    parser.add_argument("--model", choices=MODELS, default="8b", help="Llama 3's sizes")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, once")
     options = parser.parse_args(arguments)
     table = TUNE if options.tune else PARTS
@@ -62,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     name = "Triton's interpreter" if runtime.INTERPRETED else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}; times in microseconds, * the fastest")
     torch.manual_seed(0)
-    bench = Bench(TINY if options.tiny else Sizes(), device, options.tiny)
+    sizes = (TINY if options.tiny else MODELS[options.model]).of_rank(options.tp_size)
+    bench = Bench(sizes, device, options.tiny)
     if options.dependent_launch:
         runtime.enable_pdl(True)
     started = time.perf_counter()
@@ -82,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "figures": bench.figures}, indent=1))
     if options.table:
-        options.table.write_text(table_text(bench, options.dependent_launch))
+        before = options.table.read_text() if options.table.is_file() else None
+        options.table.write_text(table_text(bench, options.dependent_launch, before))
     return 1 if bench.failed else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """The model, and what is run. cold_bytes: rotating inputs are at least this large together."""
+    """The model, or one rank's part of it, and what is run. cold_bytes: rotating inputs are at least this large together.
+
+    shared: the ranks' parts are summed and normalised between the products, so these have neither norm nor residual folded in.
+    """
 
     hidden: int = 4096
     heads: int = 32
@@ -36,15 +39,30 @@ class Sizes:
     prefill: Sequence[tuple[int, int, int]] = ((4, 0, 1024), (1, 0, 4096), (16, 2048, 128), (64, 1280, 256))
     cascade: Sequence[tuple[int, int, int, int]] = ((32, 8, 2048, 192), (1, 512, 1024, 256), (16, 4, 1024, 256))
 
+    shared: bool = False
+
+    def of_rank(self, ranks: int) -> Sizes:
+        """What one of so many tensor-parallel ranks holds."""
+        if ranks == 1:
+            return self
+        return replace(
+            self,
+            heads=self.heads // ranks,
+            kv_heads=max(1, self.kv_heads // ranks),
+            intermediate=self.intermediate // ranks,
+            vocab=-(-self.vocab // ranks),
+            shared=True,
+        )
+
     @property
     def linears(self) -> dict[str, tuple[int, int, bool, bool, bool]]:
         """name -> (rows of the weight, inputs, norm before, SiLU-mul after, residual added)."""
         qkv = (self.heads + 2 * self.kv_heads) * self.dim
         return {
-            "qkv": (qkv, self.hidden, True, False, False),
-            "o": (self.hidden, self.heads * self.dim, False, False, True),
-            "gate_up": (2 * self.intermediate, self.hidden, True, True, False),
-            "down": (self.hidden, self.intermediate, False, False, True),
+            "qkv": (qkv, self.hidden, not self.shared, False, False),
+            "o": (self.hidden, self.heads * self.dim, False, False, not self.shared),
+            "gate_up": (2 * self.intermediate, self.hidden, not self.shared, True, False),
+            "down": (self.hidden, self.intermediate, False, False, not self.shared),
             "lm_head": (self.vocab, self.hidden, False, False, False),
         }
 

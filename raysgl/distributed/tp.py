@@ -7,17 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
+if TYPE_CHECKING:
+    from raysgl.distributed.peer_memory import PeerMemory
+
 
 @dataclass
 class TPGroup:
-    """Rank `rank` of `size`. Collectives must be called by all ranks in the same order."""
+    """Rank `rank` of `size`. Collectives must be called by all ranks in the same order.
+
+    peers: memory that all ranks see, where there is such (`raysgl.distributed.share`).
+    """
 
     rank: int = 0
     size: int = 1
+    peers: PeerMemory | None = None
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place (the tensor must be contiguous); returns it."""
@@ -39,6 +47,12 @@ class TPGroup:
         if self.size > 1:
             dist.broadcast(tensor, source)
         return tensor
+
+    def agree(self, yes: bool, device: torch.device) -> bool:
+        """Whether all ranks say yes."""
+        if self.size == 1:
+            return yes
+        return bool(self.all_gather(torch.tensor([[int(yes)]], device=device)).all())
 
     def barrier(self) -> None:
         if self.size > 1:

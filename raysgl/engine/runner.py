@@ -1,7 +1,7 @@
 """Runs step plans on one shard: where torch begins.
 
 Every rank makes one with the same config and launches the same plans in the same order. Rank 0 samples; the others get its tokens
-on the device. Legend: `raysgl.kernels.batch`.
+on the device, but for steps of CUDA graphs that need nothing but an argmax, which every rank takes itself. Legend: `raysgl.kernels.batch`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from raysgl.config import EngineConfig
-from raysgl.distributed import TPGroup
+from raysgl.distributed import TPGroup, share
 from raysgl.engine import memory, profile
 from raysgl.engine.decode_graphs import DecodeGraphs
 from raysgl.engine.defaults import resolve_defaults
@@ -26,6 +26,7 @@ from raysgl.engine.plan import SlotInit, StepPlan, ints
 from raysgl.engine.slots import Slots
 from raysgl.kernels.attention import FP8, KVCache, create_backend, page_bytes
 from raysgl.kernels.batch import ForwardBatch
+from raysgl.kernels.fused import triton_kernels
 from raysgl.messages import pack_ids
 from raysgl.models import Checkpoint
 from raysgl.models.checkpoint import Progress
@@ -33,6 +34,7 @@ from raysgl.models.loader import choose_dtype, load_model
 from raysgl.sampling.logprobs import Logprobs, join, logprobs_of
 from raysgl.sampling.params import SamplingParams
 from raysgl.sampling.sampler import Sampler
+from raysgl.sampling.slot_settings import SlotSettings
 from raysgl.sampling.token_masks import TokenMasks
 from raysgl.sampling.transfer import upload
 
@@ -93,6 +95,10 @@ class ModelRunner:
         def new_attention(cache: KVCache):
             return create_backend(config.attention_backend, cache, hf.num_heads // tp.size, hf.windows)
 
+        if tp.size > 1 and not config.disable_custom_all_reduce and triton_kernels(self.device, dtype):
+            from raysgl.kernels.triton import all_reduce
+
+            tp.peers = share(tp, all_reduce.memory(tp.size, hf.hidden_size), self.device)
         weights = memory.weight_bytes(self._model)
         activations = graphs = 0
         if self.device.type == "cuda":
@@ -123,6 +129,7 @@ class ModelRunner:
         self._attention = new_attention(self._cache)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
+        self._settings = self._sampler.settings if self._sampler else SlotSettings(limits.max_running, hf.vocab_size)
         self._unsampled: list[tuple[LaunchedStep, Finish]] = []
         self._late: torch.cuda.Event | None = None
         if self._stream is not None:
@@ -134,7 +141,7 @@ class ModelRunner:
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
-        if self._stream is not None and tp.size == 1 and not config.disable_cuda_graph and self._attention.capturable:
+        if self._stream is not None and not config.disable_cuda_graph and self._attention.capturable:
             tell(0.0, "capturing CUDA graphs")
             cascade = None
             if limits.group_prefixes and set(hf.windows) == {None}:
@@ -228,17 +235,12 @@ class ModelRunner:
             self._late.record()
 
     def _init_slots(self, plan: StepPlan) -> None:
-        if self._sampler is not None:
-            for init in plan.init:
-                self._sampler.init_slot(
-                    init.slot,
-                    init.sampling,
-                    init.seed,
-                    init.num_output,
-                    ints(init.prompt_ids),
-                    ints(init.output_ids),
-                    init.stop_ids,
-                )
+        for init in plan.init:
+            about = init.slot, init.sampling, init.seed, init.num_output
+            if self._sampler is not None:
+                self._sampler.init_slot(*about, ints(init.prompt_ids), ints(init.output_ids), init.stop_ids)
+            else:
+                self._settings.set(*about, init.stop_ids)
 
     def _replay(self, graphs: DecodeGraphs, plan: StepPlan) -> Finish:
         """A step of nothing but decode rows."""
@@ -247,7 +249,7 @@ class ModelRunner:
         self._slots.take_pages(plan)
         self.cascade_steps += bool(plan.groups_S)
         graph = graphs.run(slots_S, ints(plan.starts_S), ints(plan.groups_S), ints(plan.shared_pages_J))
-        return partial(self._sampled, graph.tokens_B[:rows], graph.logits_BV[:rows], slots_S)
+        return partial(self._sampled, plan, graph.tokens_B[:rows], graph.logits_BV[:rows], slots_S)
 
     def _replay_mixed(self, graphs: MixedGraphs, size: tuple[int, int], plan: StepPlan) -> Finish:
         """A small step with prompt tokens in it."""
@@ -256,19 +258,22 @@ class ModelRunner:
         sampling = np.flatnonzero(ints(plan.samples_S))
         slots_L = ints(plan.slots_S)[sampling]
         rows = upload(sampling, self.device)
-        return partial(self._sampled, graph.tokens_R.index_select(0, rows), graph.logits_RV.index_select(0, rows), slots_L)
+        tokens_L, logits_LV = graph.tokens_R.index_select(0, rows), graph.logits_RV.index_select(0, rows)
+        return partial(self._sampled, plan, tokens_L, logits_LV, slots_L)
 
     def _sampled(
-        self, tokens_L: torch.Tensor, logits_LV: torch.Tensor, slots_L: np.ndarray, masks: TokenMasks | None
+        self, plan: StepPlan, tokens_L: torch.Tensor, logits_LV: torch.Tensor, slots_L: np.ndarray, masks: TokenMasks | None
     ) -> StepOutputs:
-        """After a replay, which has taken every row's argmax: sample properly where that is not what was asked."""
-        if masks is None and self._sampler.takes_argmax(slots_L):
-            self._sampler.took_argmax(slots_L)
+        """After a replay, which has taken every row's argmax: sample properly where that is not what was asked. All ranks find the
+        same, since their logits and settings are the same."""
+        if not plan.guided and self._settings.takes_argmax(slots_L):
+            self._settings.sampled(slots_L)
             return StepOutputs(tokens_L, [])
-        sampled = self._sampler.sample(logits_LV, slots_L, masks)
-        slots = upload(slots_L.astype(np.int64), self.device)
-        self._slots.last_token_N.index_copy_(0, slots, sampled.tokens_L)
-        return StepOutputs(sampled.tokens_L, sampled.asking, sampled.logprobs)
+        tokens_L, asking, logprobs = self._sample(logits_LV, slots_L, masks)
+        if len(slots_L):
+            slots = upload(slots_L.astype(np.int64), self.device)
+            self._slots.last_token_N.index_copy_(0, slots, self._tp.broadcast(tokens_L))
+        return StepOutputs(tokens_L, asking, logprobs)
 
     def _logits(self, batch: ForwardBatch, count: int, hidden_TD: torch.Tensor) -> torch.Tensor | None:
         """Of the `count` rows that sample. All ranks must take part."""
@@ -283,6 +288,8 @@ class ModelRunner:
         if logits_LV is not None and self._sampler is not None:
             sampled = self._sampler.sample(logits_LV, slots_L, masks)
             return sampled.tokens_L, sampled.asking, sampled.logprobs
+        if self._sampler is None:
+            self._settings.sampled(slots_L)
         return torch.empty(len(slots_L), dtype=torch.int64, device=self.device), [], None
 
     def _prompt_logprobs(

@@ -15,6 +15,7 @@ from torch import nn
 from raysgl.distributed import TPGroup
 from raysgl.kernels.linear import folded_linear
 from raysgl.kernels.norm import add_rms_norm, rms_norm
+from raysgl.kernels.sum_ranks import sum_ranks, takes
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ class ColumnLinear(nn.Module):
         self.weight = build.parameter(rows, in_features)
         self.bias = build.parameter(rows) if bias else None
 
-    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return F.linear(x_TI, self.weight, self.bias)
+    def forward(self, x_TI: torch.Tensor, silu: bool = False) -> torch.Tensor:
+        """silu: the two parts are gate and up, and silu(gate) * up comes out."""
+        return folded_linear(x_TI, self.weight, bias_O=self.bias, silu=silu)
 
     def folded(self, stream_TI: torch.Tensor, norm: RMSNorm, silu: bool = False) -> torch.Tensor:
-        """Of the normalised stream; silu: the two parts are gate and up, and silu(gate) * up comes out."""
+        """Of the normalised stream."""
         return folded_linear(stream_TI, self.weight, norm_I=norm.weight, eps=norm.eps, bias_O=self.bias, silu=silu)
 
     def pieces(self, path: str) -> Iterator[Piece]:
@@ -103,7 +105,7 @@ class ColumnLinear(nn.Module):
 
 
 class RowLinear(nn.Module):
-    """A linear layer split by input over the ranks; the ranks' results are summed."""
+    """A linear layer split by input over the ranks: each has a part of the sum."""
 
     def __init__(self, build: Build, in_features: int, out_features: int, bias: bool = False):
         super().__init__()
@@ -112,9 +114,9 @@ class RowLinear(nn.Module):
         self.bias = build.parameter(out_features) if bias else None
 
     def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """This rank's part: `RMSNorm.after_sum` takes it."""
         # The bias must enter the sum once.
-        out_TD = F.linear(x_TI, self.weight, self.bias if self.tp.rank == 0 else None)
-        return self.tp.all_reduce(out_TD)
+        return folded_linear(x_TI, self.weight, bias_O=self.bias if self.tp.rank == 0 else None)
 
     def folded(self, x_TI: torch.Tensor, stream_TD: torch.Tensor) -> None:
         """Add the result to the stream. Of one rank alone."""
@@ -145,7 +147,8 @@ class VocabEmbedding(nn.Module):
         local_T = token_ids_T - self.first
         foreign_T = (local_T < 0) | (local_T >= self.rows)
         out_TD = F.embedding(local_T.masked_fill(foreign_T, 0), self.weight)
-        return self.tp.all_reduce(out_TD.masked_fill_(foreign_T.unsqueeze(1), 0))
+        out_TD.masked_fill_(foreign_T.unsqueeze(1), 0)
+        return sum_ranks(out_TD, self.tp.peers) if takes(out_TD, self.tp.peers) else self.tp.all_reduce(out_TD)
 
     def logits(self, hidden_LD: torch.Tensor) -> torch.Tensor:
         """[L, vocab_size] on every rank, in the model's dtype."""
@@ -163,15 +166,18 @@ class RMSNorm(nn.Module):
 
     def __init__(self, build: Build, size: int, eps: float):
         super().__init__()
+        self.tp = build.tp
         self.eps = eps
         self.weight = build.parameter(size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps)
 
-    def after_add(self, x_TD: torch.Tensor, residual_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add x to the residual in place; returns (the sum normalised, the sum)."""
-        return add_rms_norm(x_TD, residual_TD, self.weight, self.eps)
+    def after_sum(self, part_TD: torch.Tensor, residual_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the sum of all ranks' parts to the residual in place; returns (that normalised, that). All ranks must take part."""
+        if takes(part_TD, self.tp.peers):
+            return sum_ranks(part_TD, self.tp.peers, residual_TD, self.weight, self.eps), residual_TD
+        return add_rms_norm(self.tp.all_reduce(part_TD), residual_TD, self.weight, self.eps)
 
     def pieces(self, path: str) -> Iterator[Piece]:
         yield whole(f"{path}.weight", self.weight)

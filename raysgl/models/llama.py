@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from raysgl.kernels import linear_table
-from raysgl.kernels.activation import silu_mul
 from raysgl.kernels.attention import AttentionBackend, AttentionLayer
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.fused import triton_kernels
@@ -79,7 +78,7 @@ class LlamaMLP(nn.Module):
         self.down_proj = RowLinear(build, config.intermediate_size, config.hidden_size, config.mlp_bias)
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(silu_mul(self.gate_up_proj(x_TD)))
+        return self.down_proj(self.gate_up_proj(x_TD, silu=True))
 
     def folded(self, stream_TD: torch.Tensor, norm: RMSNorm) -> None:
         """See `LlamaLayer.folded`."""
@@ -99,13 +98,13 @@ class LlamaLayer(nn.Module):
     def forward(
         self, x_TD: torch.Tensor, residual_TD: torch.Tensor | None, rotary: Rotary, attention: AttentionBackend
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x is what the layer before adds to the residual stream; for the first layer it is the stream itself."""
+        """x is this rank's part of what the layer before adds to the residual stream; for the first layer it is the stream itself."""
         if residual_TD is None:
             x_TD, residual_TD = self.input_layernorm(x_TD), x_TD
         else:
-            x_TD, residual_TD = self.input_layernorm.after_add(x_TD, residual_TD)
+            x_TD, residual_TD = self.input_layernorm.after_sum(x_TD, residual_TD)
         x_TD = self.self_attn(x_TD, rotary, attention)
-        x_TD, residual_TD = self.post_attention_layernorm.after_add(x_TD, residual_TD)
+        x_TD, residual_TD = self.post_attention_layernorm.after_sum(x_TD, residual_TD)
         return self.mlp(x_TD), residual_TD
 
     def folds(self, stream_TD: torch.Tensor) -> bool:
@@ -145,7 +144,7 @@ class LlamaModel(nn.Module):
             return self.norm(x_TD)
         for layer in self.layers:
             x_TD, residual_TD = layer(x_TD, residual_TD, rotary, attention)
-        return self.norm.after_add(x_TD, residual_TD)[0]
+        return self.norm.after_sum(x_TD, residual_TD)[0]
 
 
 class LlamaForCausalLM(nn.Module):

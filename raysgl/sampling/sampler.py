@@ -64,23 +64,6 @@ class Sampler:
         if sampling.bad_words:
             self.words.init(slot, sampling.bad_words, output_ids)
 
-    def takes_argmax(self, slots_L: np.ndarray) -> bool:
-        """Whether all rows get the argmax of the model's logits, and nothing else was asked about them."""
-        settings = self.settings
-        return bool(
-            settings.greedy_N[slots_L].all()
-            and not settings.penalised_N[slots_L].any()
-            and not settings.biased_N[slots_L].any()
-            and not settings.allowed_N[slots_L].any()
-            and not settings.worded_N[slots_L].any()
-            and (settings.logprobs_N[slots_L] < 0).all()
-            and (settings.num_output_N[slots_L] >= settings.min_new_N[slots_L]).all()
-        )
-
-    def took_argmax(self, slots_L: np.ndarray) -> None:
-        """The rows have got theirs without `sample`."""
-        self.settings.num_output_N[slots_L] += 1
-
     @torch.inference_mode()
     def sample(self, logits_LV: torch.Tensor, slots_L: np.ndarray, masks: TokenMasks | None = None) -> Sampled:
         """One token for each row; row i belongs to slot `slots_L[i]`, and no slot is there twice. May overwrite the logits."""
@@ -104,7 +87,7 @@ class Sampler:
             drawing = np.flatnonzero(~greedy_L)
             drawn_R = self._draw(self._pick(logits_LV, drawing), slots_L[drawing], numbers_LC[drawing])
             tokens_L.index_copy_(0, upload(drawing, self._device), drawn_R)
-        settings.num_output_N[slots_L] += 1
+        settings.sampled(slots_L)
         penalised = np.flatnonzero(settings.penalised_N[slots_L])
         if len(penalised):
             self.history.add(slots_L[penalised], self._pick(tokens_L, penalised))

@@ -111,3 +111,19 @@ class SlotSettings:
         if bias:
             self.bias_ids.set(slot, list(bias))
             self.bias_values.set(slot, list(bias.values()))
+
+    def takes_argmax(self, slots_L: np.ndarray) -> bool:
+        """Whether all rows get the argmax of the model's logits, and nothing else was asked about them."""
+        return bool(
+            self.greedy_N[slots_L].all()
+            and not self.penalised_N[slots_L].any()
+            and not self.biased_N[slots_L].any()
+            and not self.allowed_N[slots_L].any()
+            and not self.worded_N[slots_L].any()
+            and (self.logprobs_N[slots_L] < 0).all()
+            and (self.num_output_N[slots_L] >= self.min_new_N[slots_L]).all()
+        )
+
+    def sampled(self, slots_L: np.ndarray) -> None:
+        """Each of them has one token more."""
+        self.num_output_N[slots_L] += 1

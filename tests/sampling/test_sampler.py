@@ -252,9 +252,9 @@ def test_what_is_not_allowed_is_not_drawn():
 
 def test_a_greedy_step_with_a_mask_is_no_plain_argmax():
     sampler = sampler_of([SamplingParams(temperature=0.0, bad_words=((1, 2),)), SamplingParams(temperature=0.0)], 5)
-    assert not sampler.takes_argmax(np.array([0])) and sampler.takes_argmax(np.array([1]))
+    assert not sampler.settings.takes_argmax(np.array([0])) and sampler.settings.takes_argmax(np.array([1]))
     sampler.init_slot(0, SamplingParams(temperature=0.0, allowed_token_ids=(1,)), 0)
-    assert not sampler.takes_argmax(np.array([0]))
+    assert not sampler.settings.takes_argmax(np.array([0]))
 
 
 def test_penalties_of_texts_longer_than_the_first_tables():

@@ -1,0 +1,37 @@
+"""The sum over tensor-parallel ranks through memory that they share; where they share none, the caller's NCCL or gloo does it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+MOST_ROWS = 512
+"""More are NCCL's, which splits the addition among the ranks."""
+
+
+class Peers(Protocol):
+    """Device memory of `size` ranks: `own` of this one, and the `addresses` (int64, on the device) of everyone's."""
+
+    rank: int
+    size: int
+    own: torch.Tensor
+    addresses: torch.Tensor
+
+
+def takes(part_TD: torch.Tensor, peers: Peers | None) -> bool:
+    """Whether `sum_ranks` can, and is the faster one."""
+    return peers is not None and len(part_TD) <= MOST_ROWS
+
+
+def sum_ranks(
+    part_TD: torch.Tensor,
+    peers: Peers,
+    residual_TD: torch.Tensor | None = None,
+    weight_D: torch.Tensor | None = None,
+    eps: float = 0.0,
+) -> torch.Tensor:
+    """See `raysgl.kernels.triton.all_reduce`, where the kernels are."""
+    from raysgl.kernels.triton import all_reduce
+
+    return all_reduce.sum_ranks(part_TD, peers, residual_TD, weight_D, eps)
