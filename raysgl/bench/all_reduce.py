@@ -22,12 +22,11 @@ import torch.multiprocessing as mp
 
 from raysgl.distributed import PeerMemory, TPGroup, share, start
 from raysgl.kernels.norm import add_rms_norm
+from raysgl.kernels.sum_ranks import most_rows
 from raysgl.kernels.triton import all_reduce
 
 CALLS = 64
-ROWS = (1, 4, 16, 32, 64, 128, 256, 512)
-PUSHED = 256
-"""So many rows are tried with push."""
+ROWS = (1, 4, 16, 32, 64, 128, 256, 384, 512)
 COPY_BYTES = 256 << 20
 
 
@@ -59,12 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"{figures['device']} x {options.ranks}, torch {torch.__version__}; a large copy from a peer: {figures['link_gb']:.0f} GB/s"
     )
-    print(f"{'rows x dim':>12} {'push':>8} {'pull':>8} {'NCCL + norm':>12} {'NCCL':>8} {'link':>8}  us a call; worst error")
+    print(f"{'rows x dim':>13} {'ours':>8} {'NCCL + norm':>12} {'NCCL':>8} {'link':>8}  us a call; error")
     for row in figures["rows"]:
-        times = " ".join(f"{row[name]:8.1f}" if row[name] else f"{'-':>8}" for name in ("push", "pull"))
-        print(
-            f"{row['rows']:5d} x {row['dim']:5d} {times} {row['nccl_norm']:12.1f} {row['nccl']:8.1f} {row['link']:8.1f}  {row['error']:.1e}"
-        )
+        times = f"{row['ours']:8.1f} {row['nccl_norm']:12.1f} {row['nccl']:8.1f} {row['link']:8.1f}"
+        print(f"{row['rows']:5d} x {row['dim']:5d} {times}  {row['error']:.1e}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     return 0 if figures["rows"] and all(row["error"] < 1e-2 for row in figures["rows"]) else 1
@@ -72,7 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _rank(rank: int, ranks: int, port: int, dims: list[int], answers: Any) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
-    all_reduce.PUSHED_ROWS = PUSHED
     device = torch.device("cuda:0")
     torch.cuda.set_device(device)
     tp = start(rank, ranks, device, f"tcp://127.0.0.1:{port}", timeout_s=120)
@@ -87,7 +83,9 @@ def _rank(rank: int, ranks: int, port: int, dims: list[int], answers: Any) -> No
     for dim in dims:
         peers.own.zero_()
         tp.barrier()
-        figures["rows"] += [_measure(tp, peers, rows, dim, figures["link_gb"]) for rows in ROWS]
+        figures["rows"] += [
+            _measure(tp, peers, rows, dim, figures["link_gb"]) for rows in ROWS if rows <= most_rows(ranks, dim)
+        ]
     if rank == 0:
         answers.put(figures)
     tp.barrier()
@@ -103,22 +101,22 @@ def _measure(tp: TPGroup, peers: PeerMemory, rows: int, dim: int, link_gb: float
     total = tp.all_reduce(part.float())
     want = torch.nn.functional.rms_norm(total + stream.float(), (dim,), eps=1e-5)
 
-    def ours(push: bool, residual: torch.Tensor) -> torch.Tensor:
-        return all_reduce.sum_ranks(part, peers, residual, weight, 1e-5, push=push)
+    def ours() -> torch.Tensor:
+        return all_reduce.sum_ranks(part, peers, stream, weight, 1e-5)
 
-    def nccl_and_norm() -> None:
-        add_rms_norm(tp.all_reduce(part), stream, weight, 1e-5)
+    def nccl_and_norm() -> torch.Tensor:
+        return add_rms_norm(tp.all_reduce(part), stream, weight, 1e-5)[0]
 
-    row: dict[str, Any] = {"rows": rows, "dim": dim, "error": 0.0, "push": None, "pull": None}
-    for name, push in (("push", True), ("pull", False)):
-        if rows <= PUSHED or not push:
-            got = ours(push, stream.clone()).float()
-            row["error"] = max(row["error"], float((got - want).norm() / want.norm()))
-            row[name] = _time(partial(ours, push, stream), tp)
-    row["nccl_norm"] = _time(nccl_and_norm, tp)
-    row["nccl"] = _time(partial(tp.all_reduce, part), tp)
-    row["link"] = (peers.size - 1) * part.nbytes / link_gb / 1e3
-    return row
+    got = ours().float()
+    return {
+        "rows": rows,
+        "dim": dim,
+        "error": float((got - want).norm() / want.norm()),
+        "ours": _time(ours, tp),
+        "nccl_norm": _time(nccl_and_norm, tp),
+        "nccl": _time(partial(tp.all_reduce, part), tp),
+        "link": (peers.size - 1) * part.nbytes / link_gb / 1e3,
+    }
 
 
 def _time(call: Callable[[], Any], tp: TPGroup) -> float:

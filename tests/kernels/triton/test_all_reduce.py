@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 RANKS, DIM = 2, 40
 ROWS = (1, 5, 3, 1)
 """Fewer than programs and more."""
-CASES = {"push": (torch.bfloat16, True), "pull": (torch.float16, False)}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -33,13 +33,13 @@ def worker(rank: int, memories: dict[str, list[torch.Tensor]], out) -> None:
 
     said = {}
     for name, shared in memories.items():
-        dtype, push = CASES[name]
+        dtype = DTYPES[name]
         peers = SharedPeers(rank, RANKS, shared[rank], torch.tensor([memory.data_ptr() for memory in shared]))
         weight = part(9, 9, 1, dtype)[0]
         for call, rows in enumerate(ROWS):
             stream = part(7, call, rows, dtype)
-            normed = sum_ranks(part(rank, call, rows, dtype), peers, stream, weight, 1e-5, push=push)
-            total = sum_ranks(part(rank, call, rows, dtype), peers, push=push)
+            normed = sum_ranks(part(rank, call, rows, dtype), peers, stream, weight, 1e-5)
+            total = sum_ranks(part(rank, call, rows, dtype), peers)
             said[name, call] = [x.float().numpy() for x in (normed, stream, total)]
     out.put((rank, said))
 
@@ -52,7 +52,7 @@ def test_every_rank_gets_the_sum_and_its_norm():
     context = mp.get_context("spawn")
     out = context.Queue()
     memories = {
-        name: [torch.zeros(memory(RANKS, DIM), dtype=torch.uint8).share_memory_() for _ in range(RANKS)] for name in CASES
+        name: [torch.zeros(memory(RANKS, DIM), dtype=torch.uint8).share_memory_() for _ in range(RANKS)] for name in DTYPES
     }
     workers = [context.Process(target=worker, args=(rank, memories, out), daemon=True) for rank in range(RANKS)]
     for process in workers:
@@ -61,7 +61,7 @@ def test_every_rank_gets_the_sum_and_its_norm():
     for process in workers:
         process.join(20)
     for name, call in said[0]:
-        dtype, rows = CASES[name][0], ROWS[call]
+        dtype, rows = DTYPES[name], ROWS[call]
         total = sum(part(rank, call, rows, dtype).float() for rank in range(RANKS))
         weight = part(9, 9, 1, dtype)[0].float()
         normed, stream = add_rms_norm(total, part(7, call, rows, dtype).float(), weight, 1e-5)
