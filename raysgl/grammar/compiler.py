@@ -143,7 +143,7 @@ class GrammarCompiler:
 
 def libraries_for(backend: str, constraint: Constraint) -> list[Library]:
     """Who may compile it, best first. An EBNF that llguidance does not read may still be one for xgrammar."""
-    if backend == "llguidance":
+    if backend == "llguidance" or constraint.kind == "lark":
         return ["llguidance"]
     if backend == "xgrammar" or constraint.kind == "structural_tag":
         return ["xgrammar"]

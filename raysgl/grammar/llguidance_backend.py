@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
@@ -92,19 +94,49 @@ def threads_for(cores: int | None = None) -> int:
 def _source(constraint: Constraint) -> str:
     text = constraint.text
     if constraint.kind == "json_schema":
-        schema = json.loads(text)
-        if isinstance(schema, bool):  # llguidance takes these only without options
-            schema = {} if schema else {"enum": []}
-        if not isinstance(schema, dict):
-            raise GrammarError("a schema must be an object or boolean")
-        return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": WHITESPACE})
+        return LLMatcher.grammar_from_json_schema(_schema(json.loads(text)))
     if constraint.kind == "regex":
         pattern = _unanchored(text)
         # \d, \w and \s are ASCII, as in JSON Schema's dialect.
         return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(pattern, 'dws')}/" if pattern else 'start: ""')
     if constraint.kind == "ebnf":
         return LLMatcher.grammar_from_lark(_lark(text))
+    if constraint.kind == "lark":
+        parts = json.loads(text)
+        schemas = [f"{name}: %json {json.dumps(_schema(schema))}" for name, schema in parts["schemas"].items()]
+        patterns = [f"{name}: /{_searched(schema['pattern'])}/" for name, schema in parts["patterns"].items()]
+        return LLMatcher.grammar_from_lark("\n".join([parts["rules"], *schemas, *patterns]))
     raise GrammarError(f"llguidance does not know {constraint.kind}; it needs grammar_backend auto or xgrammar")
+
+
+def _schema(schema: Any) -> dict[str, Any]:
+    """As llguidance takes it, with how JSON is written."""
+    if isinstance(schema, bool):  # llguidance takes these only without options
+        schema = {} if schema else {"enum": []}
+    if not isinstance(schema, dict):
+        raise GrammarError("a schema must be an object or boolean")
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+
+
+def _searched(pattern: str) -> str:
+    """A schema's pattern, which is looked for anywhere, as what the whole text matches."""
+    inner = _unanchored(pattern)
+    if inner != pattern and _has_alternatives(inner):
+        raise GrammarError(f"the pattern {pattern!r} has an anchor beside alternatives: put these into brackets of their own")
+    begin = "" if pattern.startswith("^") else "(?s:.*)"
+    end = "" if inner != pattern.removeprefix("^") else "(?s:.*)"
+    return regex_to_lark(f"{begin}(?:{inner}){end}", "dw")
+
+
+def _has_alternatives(pattern: str) -> bool:
+    """Outside of all brackets."""
+    plain = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "", pattern, flags=re.DOTALL)
+    depth = 0
+    for char in plain:
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth == 0:
+            return True
+    return False
 
 
 def _unanchored(pattern: str) -> str:

@@ -76,6 +76,21 @@ def test_structural_tags(grammars):
         assert all(inner in ("true", "false") for inner in re.findall(r"<call>(.*?)</call>", text)), text
 
 
+@pytest.mark.parametrize("pattern", ["^[ab]c", "b$", "a|b", "^(b|c)$", r"[|]\$", "(^|b)"])
+def test_lark_with_schemas_and_patterns(grammars, pattern):
+    rules = 'start: "<" json_0 ">" SHORT\nSHORT: P & /.{0,4}/'
+    parts = {"rules": rules, "schemas": {"json_0": {"type": "boolean"}}, "patterns": {"P": {"pattern": pattern}}}
+    try:
+        found = texts(grammars, "lark", json.dumps(parts))
+    except GrammarError:
+        assert pattern == "(^|b)"
+        return
+    for text in found:
+        truth, _, rest = text[1:].partition(">")
+        assert truth in ("true", "false")
+        assert re.search(pattern, rest), text
+
+
 def test_special_tokens_are_text_for_tags_alone(grammars):
     bos = SPECIAL.index(b"<|bos|>")
 
@@ -135,6 +150,8 @@ HOSTILE = [
     ("ebnf", "start: foo", "foo"),
     ("structural_tag", '{"format": {"type": "nothing"}}', "nothing"),
     ("structural_tag", "{}", "format"),
+    ("lark", '{"rules": "start: P", "schemas": {}, "patterns": {"P": {"pattern": "^a|b"}}}', "anchor"),
+    ("lark", '{"rules": "start: P", "schemas": {}, "patterns": {"P": {"pattern": "(a{99999}){99999}"}}}', "repeats"),
 ]
 
 
@@ -209,6 +226,7 @@ def test_who_compiles_what():
     assert libraries_for("auto", regex) == ["llguidance"]
     assert libraries_for("llguidance", tags) == ["llguidance"]
     assert libraries_for("xgrammar", regex) == ["xgrammar"]
+    assert libraries_for("xgrammar", Constraint("lark", "{}")) == ["llguidance"]
 
 
 def test_xgrammar_for_everything():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import ast
+import json
 from typing import Any
 
 import orjson
 
+from raysgl.api.parsers import json_text
 from raysgl.api.parsers.output import Output
-from raysgl.api.parsers.reader import Reader, Wait
+from raysgl.api.parsers.python_text import ERRORS, json_of
+from raysgl.api.parsers.reader import SPACES, Reader, Wait
 
-_KINDS: dict[str, tuple[type, ...]] = {
+KINDS: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
     "boolean": (bool,),
     "integer": (int,),
@@ -18,7 +20,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "array": (list,),
     "object": (dict,),
 }
-_DEPTH = 16
+DEPTH = 16
 """Of schemas in schemas that are looked at for types."""
 
 
@@ -36,9 +38,9 @@ class Arguments:
 
         lines: a line break at either end is not part of the value. is_string: what the model says of it.
         """
-        types = _types(self._parameters, name)
+        types = types_of(self._parameters, name)
         if is_string is not None and (is_string or types == {"string"}):
-            types = {"string"} if is_string else set(_KINDS)
+            types = {"string"} if is_string else set(KINDS)
         if lines:
             yield from _line_break(reader)
         key = ("{" if self._empty else ", ") + orjson.dumps(name).decode() + ": "
@@ -50,6 +52,8 @@ class Arguments:
             text.close()
             return end
         parts: list[str] = []
+        if types & {"array", "object"}:
+            yield from _brackets(reader, parts)
         end = yield from reader.until(ends, parts.append)
         value = "".join(parts)
         self._output.arguments(key + as_json(value.removesuffix("\n") if lines else value, types))
@@ -75,41 +79,54 @@ class _Escaped:
         self._output.arguments('"')
 
 
+def _brackets(reader: Reader, parts: list[str]) -> Wait[None]:
+    """A list or an object as a whole, if one is here: its strings may have tags in them."""
+    reader.mark()
+    parts.append((yield from reader.spaces()))
+    if (yield from reader.peek()) in ("[", "{") and (yield from json_text.value(reader, parts.append)):
+        reader.release()
+    else:
+        reader.rewind()
+        parts.clear()
+
+
 def _line_break(reader: Reader) -> Wait[None]:
     yield from reader.one_of("\r\n", "\n")
 
 
 def as_json(text: str, types: set[str]) -> str:
     """A value's text as JSON of one of the types, preferring others than string; text that fits none is a string."""
-    for value in _readings(text.strip()):
-        kinds = {kind for kind in types - {"string"} if type(value) in _KINDS[kind]}
-        if kinds == {"integer"} or not isinstance(value, float):
-            if kinds:
-                return orjson.dumps(value).decode()
-        elif kinds:
-            return text.strip()
-        elif "integer" in types and value.is_integer():
+    found = _reading(text.strip(SPACES)) if types != {"string"} else None
+    if found is not None:
+        value, written = found
+        if any(type(value) in KINDS[kind] for kind in types - {"string"}):
+            return written
+        if isinstance(value, float) and "integer" in types and value.is_integer():
             return str(int(value))
     return orjson.dumps(text).decode()
 
 
-def _readings(text: str) -> list[Any]:
-    """What the text may mean: JSON, or Python's way to write it."""
-    for read in (orjson.loads, lambda found: orjson.loads(found.lower()), ast.literal_eval):
+def _reading(text: str) -> tuple[Any, str] | None:
+    """What the text means, and JSON for it: it is JSON itself, or Python's way to write it. None if it is neither."""
+    low = text.lower()
+    for read in (lambda: text, lambda: json_of(text) if text.startswith(("[", "{")) else "null" if low == "none" else low):
         try:
-            value = read(text)
-            orjson.dumps(value)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            written = read()
+            return json.loads(written, parse_constant=_no_constant), written
+        except ERRORS:
             continue
-        return [value]
-    return [None] if text in ("None", "null") else []
+    return None
 
 
-def _types(parameters: dict[str, Any], name: str) -> set[str]:
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def types_of(parameters: dict[str, Any], name: str) -> set[str]:
     """Of a parameter. Nothing known: string."""
     properties = parameters.get("properties")
     schema = properties.get(name) if isinstance(properties, dict) else None
-    found = _types_of(schema, parameters, _DEPTH) & {*_KINDS, "string"}
+    found = _types_of(schema, parameters, DEPTH) & {*KINDS, "string"}
     return found or {"string"}
 
 
@@ -121,19 +138,21 @@ def _types_of(schema: Any, root: dict[str, Any], depth: int) -> set[str]:
     if not found:
         values = schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else []
         found = {_kind_of(value) for value in values}
+    if not found:
+        found = {kind for kind, word in (("object", "properties"), ("array", "items")) if word in schema}
     for word in ("anyOf", "oneOf", "allOf"):
         for inner in schema.get(word) or () if isinstance(schema.get(word), list) else ():
             found |= _types_of(inner, root, depth - 1)
     if isinstance(schema.get("$ref"), str):
-        found |= _types_of(_target(schema["$ref"], root), root, depth - 1)
+        found |= _types_of(target(schema["$ref"], root), root, depth - 1)
     return found
 
 
 def _kind_of(value: Any) -> str:
-    return next((kind for kind, types in _KINDS.items() if type(value) in types), "string")
+    return next((kind for kind, types in KINDS.items() if type(value) in types), "string")
 
 
-def _target(ref: str, root: dict[str, Any]) -> Any:
+def target(ref: str, root: dict[str, Any]) -> Any:
     """What a reference inside the schema refers to."""
     found: Any = root
     for part in ref.removeprefix("#").split("/")[1:]:

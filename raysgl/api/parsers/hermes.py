@@ -35,7 +35,5 @@ def close(reader: Reader, output: Output, begin: str, end: str) -> Wait[None]:
 FORMAT = ToolFormat(
     parse,
     (BEGIN, END),
-    Structure(
-        begin=BEGIN + '\n{"name": "NAME", "arguments": ', end="}\n" + END, trigger=BEGIN + '\n{"name": "', separator="\n"
-    ),
+    (Structure(BEGIN + '\n{"name": "NAME", "arguments": ', "}\n" + END, (BEGIN,), separator="\n"),),
 )

@@ -39,6 +39,12 @@ def _calls(reader: Reader, output: Output, accept: json_text.Accept) -> Wait[boo
     return begun
 
 
+_CALL = '{"name": "NAME", "parameters": '
 FORMAT = ToolFormat(
-    parse, (TAG,), Structure(begin='{"name": "NAME", "parameters": ', end="}", trigger='{"name": "', separator="; ")
+    parse,
+    (TAG,),
+    (
+        Structure(_CALL, "}", (), separator="; ", bare="{"),
+        Structure(_CALL, "}", (TAG,), section=(TAG, ""), separator="; "),
+    ),
 )

@@ -77,7 +77,11 @@ def _named(reader: Reader, output: Output) -> Wait[bool]:
     return True
 
 
-_LISTED = Structure(begin='{"name": "NAME", "arguments": ', end="}", trigger=TAG, section=(TAG + " [", "]"), separator=", ")
-_NAMED = Structure(begin=TAG + "NAME" + ARGUMENTS, end="", trigger=TAG)
-FORMAT = ToolFormat(parse, (TAG, ARGUMENTS, ID), _LISTED)
-FORMAT_NAMED = ToolFormat(parse, (TAG, ARGUMENTS, ID), _NAMED)
+FORMAT = ToolFormat(
+    parse,
+    (TAG, ARGUMENTS, ID),
+    (
+        Structure('{"name": "NAME", "arguments": ', "}", (TAG,), section=(TAG + " [", "]"), separator=", "),
+        Structure(TAG + "NAME" + ARGUMENTS, "", (TAG,)),
+    ),
+)

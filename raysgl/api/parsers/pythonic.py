@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from typing import Any
-
-import orjson
 
 from raysgl.api.parsers.output import Output
+from raysgl.api.parsers.python_text import ERRORS, node_json, value_json
 from raysgl.api.parsers.reader import Reader, Wait
-from raysgl.api.parsers.tool_format import ToolFormat, Tools
-
-_CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
+from raysgl.api.parsers.tool_format import Structure, ToolFormat, Tools
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,8 @@ def _call(reader: Reader, tools: Tools | None) -> Wait[tuple[str, str] | None]:
         tree = ast.parse("f" + "".join(parts)[len(name) :], mode="eval").body
         if not isinstance(tree, ast.Call) or tree.args:
             return None
-        found = {_keyword(keyword): _literal(keyword.value) for keyword in tree.keywords}
-        return name, orjson.dumps(found).decode()
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return name, "{" + ", ".join(f"{value_json(_keyword(word))}: {node_json(word.value)}" for word in tree.keywords) + "}"
+    except ERRORS:
         return None
 
 
@@ -104,18 +99,11 @@ def _keyword(keyword: ast.keyword) -> str:
     return keyword.arg
 
 
-def _literal(node: ast.expr) -> Any:
-    """Python's literals, and JSON's names for constants."""
-    if isinstance(node, ast.Name) and node.id.lower() in _CONSTANTS:
-        return _CONSTANTS[node.id.lower()]
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        return {str(_literal(key)): _literal(item) for key, item in zip(node.keys, node.values) if key is not None}
-    return ast.literal_eval(node)
+def _format(begin: str, end: str, bare: bool) -> ToolFormat:
+    marked = Structure("NAME(", ")", (begin,), section=(begin + "[", "]" + end), separator=", ", arguments="python")
+    alone = Structure("NAME(", ")", (), section=("[", "]"), separator=", ", arguments="python", bare="[")
+    return ToolFormat(Pythonic(begin, end, bare).parse, (begin, end), (alone, marked) if bare else (marked,))
 
 
-PYTHONIC = ToolFormat(Pythonic("<|python_start|>", "<|python_end|>", bare=True).parse, ("<|python_start|>", "<|python_end|>"))
-LFM2 = ToolFormat(
-    Pythonic("<|tool_call_start|>", "<|tool_call_end|>", bare=False).parse, ("<|tool_call_start|>", "<|tool_call_end|>")
-)
+PYTHONIC = _format("<|python_start|>", "<|python_end|>", bare=True)
+LFM2 = _format("<|tool_call_start|>", "<|tool_call_end|>", bare=False)

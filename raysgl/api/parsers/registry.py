@@ -15,6 +15,7 @@ TOOL_FORMATS = {
     "deepseekv31": "sections:DEEPSEEK_V31",
     "glm45": "tagged:GLM45",
     "hermes": "hermes:FORMAT",
+    "json": "json_array:FORMAT",
     "kimi_k2": "sections:KIMI_K2",
     "lfm2": "pythonic:LFM2",
     "llama3": "llama3:FORMAT",

@@ -74,18 +74,20 @@ _V3 = Sections(_BEGIN, _END, _CALL, re.compile(rf"\w*\s*{_SEP}\s*(?P<name>\S+)")
 DEEPSEEK_V3 = ToolFormat(
     _V3.parse,
     _DEEPSEEK,
-    Structure(
-        begin=f"{_CALL}function{_SEP}NAME\n```json\n",
-        end=f"\n```{_CALL_END}",
-        trigger=_BEGIN,
-        section=(_BEGIN, _END),
-        separator="\n",
+    (
+        Structure(
+            f"{_CALL}function{_SEP}NAME\n```json\n",
+            f"\n```{_CALL_END}",
+            (_BEGIN, _CALL),
+            section=(_BEGIN, _END),
+            separator="\n",
+        ),
     ),
 )
 
 _V31 = Sections(_BEGIN, _END, _CALL, re.compile(r"(?P<name>\S+)"), _SEP, _CALL_END)
 DEEPSEEK_V31 = ToolFormat(
-    _V31.parse, _DEEPSEEK, Structure(begin=f"{_CALL}NAME{_SEP}", end=_CALL_END, trigger=_BEGIN, section=(_BEGIN, _END))
+    _V31.parse, _DEEPSEEK, (Structure(f"{_CALL}NAME{_SEP}", _CALL_END, (_BEGIN, _CALL), section=(_BEGIN, _END)),)
 )
 
 _KIMI = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_end|>")
@@ -95,11 +97,9 @@ _K2 = Sections(*_KIMI[:3], re.compile(r"(?P<id>(?:functions\.)?(?P<name>[\w.-]+?
 KIMI_K2 = ToolFormat(
     _K2.parse,
     (*_KIMI, _KIMI_ARGUMENTS),
-    Structure(
-        begin=f"{_KIMI[2]}functions.NAME:",
-        before=({"type": "regex", "pattern": "[0-9]{1,4}"}, {"type": "const_string", "value": _KIMI_ARGUMENTS}),
-        end=_KIMI[3],
-        trigger=_KIMI[0],
-        section=_KIMI[:2],
+    (
+        Structure(
+            f"{_KIMI[2]}functions.NAME:NUMBER{_KIMI_ARGUMENTS}", _KIMI[3], (_KIMI[0], _KIMI[2]), section=(_KIMI[0], _KIMI[1])
+        ),
     ),
 )

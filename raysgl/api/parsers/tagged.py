@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from raysgl.api.parsers.argument_text import Arguments
 from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.reader import Reader, Wait, drop
-from raysgl.api.parsers.tool_format import ToolFormat, Tools
+from raysgl.api.parsers.tool_format import Structure, TextArguments, ToolFormat, Tools
 
 _NAME = re.compile(r"[\w.:-]{1,256}")
 
@@ -81,17 +81,41 @@ class Tagged:
 
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
+_CALL, _CALL_END, _PARAMETER, _PARAMETER_END = "<function=", "</function>", "<parameter=", "</parameter>"
 QWEN3_CODER = ToolFormat(
-    Tagged(_BEGIN, _END, "<function=", ">", "</function>", "<parameter=", ">", "</parameter>", lines=True).parse, (_BEGIN, _END)
+    Tagged(_BEGIN, _END, _CALL, ">", _CALL_END, _PARAMETER, ">", _PARAMETER_END, lines=True).parse,
+    (_BEGIN, _END),
+    (
+        Structure(
+            f"{_BEGIN}\n{_CALL}NAME>\n",
+            f"{_CALL_END}\n{_END}",
+            (_BEGIN, _CALL),
+            separator="\n",
+            arguments=TextArguments(
+                _PARAMETER, ">\n", f"\n{_PARAMETER_END}\n", (_PARAMETER_END, _PARAMETER, _CALL_END, _END, _CALL)
+            ),
+        ),
+    ),
 )
 
 _MINIMAX = ("<minimax:tool_call>", "</minimax:tool_call>")
+_INVOKE, _INVOKE_END, _NAMED = '<invoke name="', "</invoke>", '<parameter name="'
 MINIMAX_M2 = ToolFormat(
-    Tagged(
-        *_MINIMAX, '<invoke name="', '">', "</invoke>", '<parameter name="', '">', "</parameter>", lines=False
-    ).parse,
+    Tagged(*_MINIMAX, _INVOKE, '">', _INVOKE_END, _NAMED, '">', _PARAMETER_END, lines=False).parse,
     _MINIMAX,
-)  # fmt: skip
+    (
+        Structure(
+            f'{_INVOKE}NAME">\n',
+            _INVOKE_END,
+            (_MINIMAX[0], _INVOKE),
+            section=(_MINIMAX[0] + "\n", "\n" + _MINIMAX[1]),
+            separator="\n",
+            arguments=TextArguments(
+                _NAMED, '">', _PARAMETER_END + "\n", (_PARAMETER_END, _NAMED, _INVOKE_END, _MINIMAX[1], _INVOKE)
+            ),
+        ),
+    ),
+)
 
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
 
@@ -124,4 +148,16 @@ def _glm(reader: Reader, output: Output, tools: Tools) -> Wait[None]:
             reader.unread(tag)
 
 
-GLM45 = ToolFormat(_glm, (_BEGIN, _END, _KEY, _KEY_END, _VALUE, _VALUE_END))
+GLM45 = ToolFormat(
+    _glm,
+    (_BEGIN, _END, _KEY, _KEY_END, _VALUE, _VALUE_END),
+    (
+        Structure(
+            f"{_BEGIN}NAME\n",
+            _END,
+            (_BEGIN,),
+            separator="\n",
+            arguments=TextArguments(_KEY, f"{_KEY_END}\n{_VALUE}", _VALUE_END + "\n", (_VALUE_END, _KEY, _END, _BEGIN)),
+        ),
+    ),
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.reader import Reader, Wait
@@ -14,20 +14,31 @@ Tools = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Structure:
-    """How calls are written, for constraining them to it.
+class TextArguments:
+    """Arguments as text between tags: `key` NAME `key_end` TEXT `value_end` for each. In no text may be one of `stops`."""
 
-    A call is `begin` with NAME replaced, `before` (xgrammar formats), the arguments in `style` (xgrammar's name), and `end`. All calls
-    stand in `section`, with `separator` between them. trigger: what a section, or without one a call, begins with.
+    key: str
+    key_end: str
+    value_end: str
+    stops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How calls are written, for constraining an answer to them.
+
+    A call is `begin`, with NAME for the tool's name and NUMBER for any number, the arguments, `end`. All calls stand in `section`,
+    `separator` between them. triggers: what is no call has none of these in it; calls begin with the first. An answer that is
+    nothing but calls needs no trigger where `bare` says with which character it begins.
     """
 
     begin: str
     end: str
-    trigger: str
-    section: tuple[str, str] | None = None
+    triggers: tuple[str, ...]
+    section: tuple[str, str] = ("", "")
     separator: str = ""
-    style: str = "json"
-    before: tuple[dict[str, Any], ...] = ()
+    arguments: Literal["json", "python"] | TextArguments = "json"
+    bare: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,9 @@ class ToolFormat:
     """parse: reads to the end, and writes what it reads. What is no call is text; once a call has begun, whatever stands where its
     arguments should be are its arguments. A call with a tag is passed on whatever function it names, as vLLM does; one that only looks
     like a call (a bare JSON object or Python list) must name a tool.
-    tags: those of its marks that are special tokens for some tokenizers.
+    tags: those of its marks that are special tokens for some tokenizers. structures: the ways in which models write calls of this kind.
     """
 
     parse: Callable[[Reader, Output, Tools], Wait[None]]
-    tags: tuple[str, ...] = ()
-    structure: Structure | None = None
+    tags: tuple[str, ...]
+    structures: tuple[Structure, ...]

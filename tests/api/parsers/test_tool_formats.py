@@ -31,6 +31,7 @@ GOOD = [
         [ONE, TWO],
     ),
     ("llama3", f'{{"name": "weather", "parameters": {N}}}; {{"name": "now", "parameters": {{}}}}', "", [ONE, TWO]),
+    ("json", f' [{{"name": "weather", "parameters": {N}}}, {{"name": "now", "parameters": {{}}}}]', "", [ONE, TWO]),
     ("llama3", f'Yes.<|python_tag|>{{"name": "weather", "parameters": {N}}}', "Yes.", [ONE]),
     ("mistral", f'Well [TOOL_CALLS] [{{"name": "weather", "arguments": {N}}}, {{"name": "now", "arguments": {{}}}}]', "Well", [ONE, TWO]),
     ("mistral", f"[TOOL_CALLS]weather[ARGS]{N}[TOOL_CALLS]now[ARGS]{{}}", "", [ONE, TWO]),
@@ -41,12 +42,17 @@ GOOD = [
     ("kimi_k2", KIMI.format(f"<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{N}<|tool_call_end|>"), "", [ONE]),
     ("qwen3_coder", "Ok.\n<tool_call>\n<function=weather>\n<parameter=city>\nZürich <b>\n</parameter>\n<parameter=days>\n[1, 2]\n</parameter>\n<parameter=wet>\nTrue\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>", "Ok.", [ARGS, TWO]),
     ("minimax-m2", '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Zürich <b></parameter>\n<parameter name="days">[1, 2]</parameter>\n<parameter name="wet">true</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n</minimax:tool_call>', "", [ARGS, TWO]),
+    ("pythonic", "[weather(days=[1e999, 123456789012345678901234567890, null])]", "", [("weather", {"days": [float("inf"), 123456789012345678901234567890, None]})]),
+    ("glm45", '<tool_call>weather\n<arg_key>days</arg_key>\n<arg_value>["</arg_value>", 123456789012345678901234567890]</arg_value>\n</tool_call>', "", [("weather", {"days": ["</arg_value>", 123456789012345678901234567890]})]),
+    ("glm45", "<tool_call>weather\n<arg_key>days</arg_key>\n<arg_value>['A', True]</arg_value>\n<arg_key>wet</arg_key>\n<arg_value>None</arg_value>\n</tool_call>", "", [("weather", {"days": ["A", True], "wet": None})]),
     ("glm45", "So<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Zürich <b></arg_value>\n<arg_key>days</arg_key>\n<arg_value>[1, 2]</arg_value>\n<arg_key>wet</arg_key>\n<arg_value>true</arg_value>\n</tool_call><tool_call>now</tool_call>", "So", [ARGS, TWO]),
 ]  # fmt: skip
 
 TEXT = [
     ("hermes", "No <tool_call> here, just 1 < 2."),
     ("hermes", "<tool_call>[1, 2]</tool_call>"),
+    ("json", " [1, 2]"),
+    ("json", '[{"name": "unknown", "parameters": {}}]'),
     ("llama3", '{"name": "unknown", "parameters": {}} is text'),
     ("mistral", "[TOOL_CALLS] nothing"),
     ("pythonic", "[1, 2, 3] is a list; [unknown(a=1)] calls nothing"),
