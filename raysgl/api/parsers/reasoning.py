@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raysgl.api.parsers import harmony
 from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.reader import Reader, Wait
 
@@ -28,6 +29,34 @@ class ReasoningFormat:
         if (yield from reader.until((self.end,), output.reasoning)) is not None:
             output.end_reasoning()
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Those of its marks that are special tokens for some tokenizers."""
+        return (self.begin, self.end)
+
+    @property
+    def answer_after(self) -> str:
+        """Text that is certain to come before the answer; empty where the answer may come at once."""
+        return self.end if self.forced else ""
+
+
+class ChannelFormat(ReasoningFormat):
+    """gpt-oss: reasoning is a channel, and so are answers and calls; what it reads is all of the output."""
+
+    def parse(self, reader: Reader, output: Output) -> Wait[None]:
+        yield from harmony.read(reader, output, reasoning=True, calls=False)
+
+    def parse_with_calls(self, reader: Reader, output: Output) -> Wait[None]:
+        yield from harmony.read(reader, output, reasoning=True, calls=True)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return harmony.TAGS
+
+    @property
+    def answer_after(self) -> str:
+        return harmony.FINAL
+
 
 THINK = ReasoningFormat("<think>", "</think>")
 FORCED = ReasoningFormat("<think>", "</think>", forced=True)
@@ -35,6 +64,7 @@ REASONING_FORMATS = {
     "deepseek-r1": FORCED,
     "deepseek-v3": THINK,
     "glm45": THINK,
+    "gpt-oss": ChannelFormat(harmony.ANALYSIS, harmony.END),
     "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
     "kimi_k2": THINK,
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),

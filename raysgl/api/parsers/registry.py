@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from raysgl.api.parsers import harmony
 from raysgl.api.parsers.events import Event
 from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.reader import Reader, Wait
-from raysgl.api.parsers.reasoning import ReasoningFormat
+from raysgl.api.parsers.reasoning import ChannelFormat, ReasoningFormat
 from raysgl.api.parsers.tool_format import ToolFormat, Tools
 
 TOOL_FORMATS = {
     "deepseekv3": "sections:DEEPSEEK_V3",
     "deepseekv31": "sections:DEEPSEEK_V31",
     "glm45": "tagged:GLM45",
+    "gpt-oss": "harmony:FORMAT",
     "hermes": "hermes:FORMAT",
     "json": "json_array:FORMAT",
     "kimi_k2": "sections:KIMI_K2",
@@ -71,7 +73,9 @@ class OutputParser:
 def _parse(
     reasoning: ReasoningFormat | None, calls: ToolFormat | None, tools: Tools, reader: Reader, output: Output
 ) -> Wait[None]:
-    if reasoning is not None:
+    if isinstance(reasoning, ChannelFormat) and calls is harmony.FORMAT:
+        yield from reasoning.parse_with_calls(reader, output)
+    elif reasoning is not None:
         yield from reasoning.parse(reader, output)
     if calls is not None:
         yield from calls.parse(reader, output, tools)

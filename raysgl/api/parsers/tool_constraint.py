@@ -23,10 +23,12 @@ SPACE = r"/[ \n]{1,2}/"
 
 @dataclass(frozen=True)
 class CallConstraint:
-    """format: reads answers that follow the constraint."""
+    """format: reads answers that follow the constraint. whole: it holds for all that the model writes, its reasoning too; otherwise
+    for what follows the reasoning."""
 
     constraint: Constraint
     format: ToolFormat
+    whole: bool
 
 
 def tool_constraint(
@@ -64,10 +66,10 @@ def tool_constraint(
                 f"the calls of {tool[:80]!r} cannot be constrained: a name has letters, digits, _, . and -", "tools"
             )
     format = json_array.FORMAT if name is None else tool_format(name)
-    answers = _Answers(Lark(special), wanted, parallel and named is None)
+    answers = _Answers(Lark(special), wanted, parallel and named is None and format.whole is None)
     try:
         start = answers.free(format) if free else answers.calls_alone(format)
-        return CallConstraint(answers.lark.constraint(start), format)
+        return CallConstraint(answers.lark.constraint(start), format, format.whole is not None)
     except RecursionError:
         raise bad_request("tools have parameters whose schema is nested too deep", "tools") from None
 
@@ -81,10 +83,14 @@ class _Answers:
 
     def calls_alone(self, format: ToolFormat) -> str:
         ways = " | ".join(self._calls(structure) for structure in format.structures)
+        if format.whole is not None:
+            return format.whole(self.lark, f"({ways})", False)
         return f"{self.lark.rule('SPACE', SPACE)}? ({ways})"
 
     def free(self, format: ToolFormat) -> str:
         """Text, calls, or both."""
+        if format.whole is not None:
+            return format.whole(self.lark, f"({' | '.join(self._calls(structure) for structure in format.structures)})", True)
         bare = "".join(structure.bare for structure in format.structures)
         triggers = tuple(dict.fromkeys(trigger for structure in format.structures for trigger in structure.triggers))
         said = without(triggers) + (rf" & ~/[ \t\r\n]*[{escaped(bare)}](?s:.*)/" if bare else "")

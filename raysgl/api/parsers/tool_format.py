@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raysgl.api.parsers.lark import Lark
 from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.reader import Reader, Wait
 
@@ -47,8 +48,11 @@ class ToolFormat:
     arguments should be are its arguments. A call with a tag is passed on whatever function it names, as vLLM does; one that only looks
     like a call (a bare JSON object or Python list) must name a tool.
     tags: those of its marks that are special tokens for some tokenizers. structures: the ways in which models write calls of this kind.
+    whole: where an answer has a form of its own, the grammar's expression for all that the model writes, reasoning too, from that of
+    its calls, and whether it may do without.
     """
 
     parse: Callable[[Reader, Output, Tools], Wait[None]]
     tags: tuple[str, ...]
     structures: tuple[Structure, ...]
+    whole: Callable[[Lark, str, bool], str] | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jsonschema
 import pytest
 
 from raysgl.api.errors import ApiError
 from raysgl.api.parsers.events import TextDelta, ToolCallArguments, ToolCallStart
+from raysgl.api.parsers.reasoning import REASONING_FORMATS
 from raysgl.api.parsers.registry import TOOL_FORMATS, OutputParser, tool_format
 from raysgl.api.parsers.tool_constraint import tool_constraint
 from raysgl.grammar.compiler import GrammarCompiler
@@ -78,7 +80,7 @@ def answers(grammars, name, tools, count=6, strict=(), begin=(), **wishes):
         text = random_answer(grammars, grammar, found.format, seed, begin)
         if text is None:
             continue
-        parser = OutputParser(None, found.format, tools)
+        parser = OutputParser(REASONING_FORMATS["gpt-oss"] if found.whole else None, found.format, tools)
         said, calls = "", []
         for event in parser.feed(text) + parser.finish():
             match event:
@@ -124,12 +126,15 @@ def test_one_at_most(grammars, name):
 @pytest.mark.parametrize("special", [{}, SPECIAL], ids=["text", "special"])
 @pytest.mark.parametrize("name", FORMATS[1:])
 def test_strict_tools_of_a_free_answer(grammars, name, special):
-    structures = tool_format(name).structures
+    format = tool_format(name)
+    structures = () if format.whole else format.structures
     bare = "".join(structure.bare for structure in structures)
     triggers = {trigger for structure in structures for trigger in structure.triggers}
     strict = {"weather", "tree"}
     for text, _, calls in answers(grammars, name, TOOLS, strict=strict, special=special):
-        assert bool(calls) == (any(trigger in text for trigger in triggers) or text.lstrip().startswith(tuple(bare))), text
+        assert format.whole or bool(calls) == (
+            any(trigger in text for trigger in triggers) or text.lstrip().startswith(tuple(bare))
+        ), text
     for structure in structures:
         begin = "Well, " if structure.triggers else structure.bare
         ids = [id for part in (begin, *structure.triggers[:1]) for id in tokens_of(part, special)]
@@ -145,6 +150,27 @@ def deep():
     for _ in range(100_000):
         found = {"properties": {"x": found}}
     return found
+
+
+@pytest.mark.parametrize("special", [{}, SPECIAL], ids=["text", "special"])
+def test_channels(grammars, special):
+    """gpt-oss: thoughts, which may be left out; then a call, with something said before, or an answer."""
+
+    def ids(text):
+        parts = re.split(r"(<\|\w+\|>)", text)
+        return [id for part in parts if part for id in tokens_of(part, special)]
+
+    def of(begin, **wishes):
+        found = list(answers(grammars, "gpt-oss", TOOLS, special=special, begin=ids(begin), **wishes))
+        assert found
+        return [(said, calls) for _, said, calls in found]
+
+    thoughts = "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant"
+    assert all((said, len(calls)) == ("", 1) for said, calls in of("<|channel|>commentary to=", strict={"now"}))
+    assert all(found == ("", ["now"]) for found in of(thoughts, named="now"))
+    assert all(not calls for _, calls in of(thoughts + "<|channel|>final", strict={"now"}))
+    before = "<|channel|>commentary<|message|>So<|end|><|start|>assistant<|channel|>commentary to="
+    assert all((said, len(calls)) == ("So", 1) for said, calls in of(thoughts + before, strict={"now"}))
 
 
 REFUSED = [

@@ -45,10 +45,15 @@ GOOD = [
     ("pythonic", "[weather(days=[1e999, 123456789012345678901234567890, null])]", "", [("weather", {"days": [float("inf"), 123456789012345678901234567890, None]})]),
     ("glm45", '<tool_call>weather\n<arg_key>days</arg_key>\n<arg_value>["</arg_value>", 123456789012345678901234567890]</arg_value>\n</tool_call>', "", [("weather", {"days": ["</arg_value>", 123456789012345678901234567890]})]),
     ("glm45", "<tool_call>weather\n<arg_key>days</arg_key>\n<arg_value>['A', True]</arg_value>\n<arg_key>wet</arg_key>\n<arg_value>None</arg_value>\n</tool_call>", "", [("weather", {"days": ["A", True], "wet": None})]),
+    ("gpt-oss", f"<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{N}<|call|>", "Let me see.", [ONE]),
+    ("gpt-oss", f" to=functions.weather<|channel|>commentary json<|message|>{N}<|call|><|start|>assistant to=functions.now<|channel|>commentary<|message|><|call|>", "", [ONE, TWO]),
+    ("gpt-oss", "<|channel|>analysis to=weather code<|message|>[1, 2]<|call|><|channel|>final<|message|>Ja.<|return|>", "Ja.", [("weather", [1, 2])]),
     ("glm45", "So<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Zürich <b></arg_value>\n<arg_key>days</arg_key>\n<arg_value>[1, 2]</arg_value>\n<arg_key>wet</arg_key>\n<arg_value>true</arg_value>\n</tool_call><tool_call>now</tool_call>", "So", [ARGS, TWO]),
 ]  # fmt: skip
 
 TEXT = [
+    ("gpt-oss", "to=nobody"),
+    ("gpt-oss", "<|channel|>analysis<|message|>Hm.<|end|>"),
     ("hermes", "No <tool_call> here, just 1 < 2."),
     ("hermes", "<tool_call>[1, 2]</tool_call>"),
     ("json", " [1, 2]"),
