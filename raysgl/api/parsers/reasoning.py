@@ -67,6 +67,7 @@ REASONING_FORMATS = {
     "gpt-oss": ChannelFormat(harmony.ANALYSIS, harmony.END),
     "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
     "kimi_k2": THINK,
+    "minimax": FORCED,
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
     "qwen3": THINK,
     "qwen3-thinking": FORCED,
