@@ -85,8 +85,7 @@ def text_arguments(lark: Lark, tool: str, parameters: dict[str, Any], style: Tex
     for member in _members(tool, parameters):
         values = list(_values(lark, tool, member, parameters, style)) if _NAME.fullmatch(member.name) else []
         if values:
-            key = lark.literal(style.key + member.name + style.key_end)
-            parts.append(f"({key} ({' | '.join(values)}))" + ("" if member.required else "?"))
+            parts.append(f"({lark.literal(style.key + member.name)} ({' | '.join(values)}))" + ("" if member.required else "?"))
         elif member.required:
             raise _refused(tool, f"the parameter {member.name!r} cannot be written between tags")
     return " ".join(parts) or '""'
@@ -136,7 +135,7 @@ def _listed(lark: Lark, parts: list[tuple[str, bool]]) -> str:
 
 
 def _values(lark: Lark, tool: str, member: Member, parameters: dict[str, Any], style: TextArguments) -> Iterator[str]:
-    """Expressions for a value and the tag that ends it."""
+    """Expressions for a value with the tags around it."""
     if member.schema is False:
         return
     types = types_of(parameters, member.name)
@@ -148,9 +147,11 @@ def _values(lark: Lark, tool: str, member: Member, parameters: dict[str, Any], s
             raise _refused(tool, f"the parameter {member.name!r}: {error}") from None
         if terminal is not None:
             read = "".join(rf" & ~/[ \t\r\n]*({READ_AS[kind]})[ \t\r\n]*/" for kind in others)
-            yield lark.text_until(f"{terminal} & {without(style.stops)}{read}", style.value_end)
+            text = lark.text_until(f"{terminal} & {without(style.stops)}{read}", style.value_end)
+            yield f"{lark.literal(style.key_end)} {text}"
     if others:
-        yield lark.json(_located(member.schema, parameters, others)) + " " + lark.literal(style.value_end)
+        value = lark.json(_located(member.schema, parameters, others))
+        yield f"{lark.literal(style.json_key_end or style.key_end)} {value} {lark.literal(style.value_end)}"
 
 
 def _located(schema: Any, root: dict[str, Any], types: list[str] | None = None) -> Any:

@@ -14,19 +14,25 @@ from raysgl.api.parsers.tool_format import ToolFormat, Tools
 TOOL_FORMATS = {
     "deepseekv3": "sections:DEEPSEEK_V3",
     "deepseekv31": "sections:DEEPSEEK_V31",
+    "deepseekv32": "invoked:DEEPSEEK_V32",
+    "glm": "tagged:GLM45",
     "glm45": "tagged:GLM45",
+    "glm47": "tagged:GLM47",
     "gpt-oss": "harmony:FORMAT",
     "hermes": "hermes:FORMAT",
+    "interns1": "hermes:INTERNS1",
     "json": "json_array:FORMAT",
     "kimi_k2": "sections:KIMI_K2",
     "lfm2": "pythonic:LFM2",
     "llama3": "llama3:FORMAT",
-    "minimax-m2": "tagged:MINIMAX_M2",
+    "mimo": "tagged:QWEN3_CODER",
+    "minimax-m2": "invoked:MINIMAX_M2",
     "mistral": "mistral:FORMAT",
     "pythonic": "pythonic:PYTHONIC",
     "qwen": "hermes:FORMAT",
     "qwen25": "hermes:FORMAT",
     "qwen3_coder": "tagged:QWEN3_CODER",
+    "step3": "invoked:STEP3",
 }
 """Name -> module of this package, and what it calls the format."""
 

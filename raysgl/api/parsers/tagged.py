@@ -1,4 +1,4 @@
-"""Calls written with tags, arguments as plain text: Qwen3-Coder, MiniMax-M2, GLM-4.5. The tools' schemas say what the texts mean."""
+"""Calls written with tags, arguments as plain text: Qwen3-Coder, GLM-4.5 and 4.7. The tools' schemas say what the texts mean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[\w.:-]{1,256}")
 @dataclass(frozen=True)
 class Tagged:
     """`begin`, calls, `end`; a call is `call` NAME `name_end`, parameters, `call_end`; a parameter `key` NAME `key_end` TEXT `value_end`.
-    lines: texts stand on lines of their own."""
+    lines: texts stand on lines of their own. flag: behind the parameter's name, before true or false: whether the text is a string."""
 
     begin: str
     end: str
@@ -26,7 +26,8 @@ class Tagged:
     key: str
     key_end: str
     value_end: str
-    lines: bool
+    lines: bool = False
+    flag: str = ""
 
     def parse(self, reader: Reader, output: Output, tools: Tools) -> Wait[None]:
         while (tag := (yield from reader.until((self.begin, self.call), output.text))) is not None:
@@ -71,7 +72,9 @@ class Tagged:
             key: list[str] = []
             if (yield from reader.until((self.key_end,), key.append)) is None:
                 break
-            ended = yield from arguments.read(reader, "".join(key).strip(), (self.value_end, *stops), self.lines)
+            key_name, _, said = "".join(key).strip().partition(self.flag) if self.flag else ("".join(key).strip(), "", "")
+            ends = (self.value_end, *stops)
+            ended = yield from arguments.read(reader, key_name, ends, self.lines, {"true": True, "false": False}.get(said))
             if ended not in (None, self.value_end):
                 reader.unread(ended)
         arguments.close()
@@ -93,25 +96,6 @@ QWEN3_CODER = ToolFormat(
             separator="\n",
             arguments=TextArguments(
                 _PARAMETER, ">\n", f"\n{_PARAMETER_END}\n", (_PARAMETER_END, _PARAMETER, _CALL_END, _END, _CALL)
-            ),
-        ),
-    ),
-)
-
-_MINIMAX = ("<minimax:tool_call>", "</minimax:tool_call>")
-_INVOKE, _INVOKE_END, _NAMED = '<invoke name="', "</invoke>", '<parameter name="'
-MINIMAX_M2 = ToolFormat(
-    Tagged(*_MINIMAX, _INVOKE, '">', _INVOKE_END, _NAMED, '">', _PARAMETER_END, lines=False).parse,
-    _MINIMAX,
-    (
-        Structure(
-            f'{_INVOKE}NAME">\n',
-            _INVOKE_END,
-            (_MINIMAX[0], _INVOKE),
-            section=(_MINIMAX[0] + "\n", "\n" + _MINIMAX[1]),
-            separator="\n",
-            arguments=TextArguments(
-                _NAMED, '">', _PARAMETER_END + "\n", (_PARAMETER_END, _NAMED, _INVOKE_END, _MINIMAX[1], _INVOKE)
             ),
         ),
     ),
@@ -148,16 +132,11 @@ def _glm(reader: Reader, output: Output, tools: Tools) -> Wait[None]:
             reader.unread(tag)
 
 
-GLM45 = ToolFormat(
-    _glm,
-    (_BEGIN, _END, _KEY, _KEY_END, _VALUE, _VALUE_END),
-    (
-        Structure(
-            f"{_BEGIN}NAME\n",
-            _END,
-            (_BEGIN,),
-            separator="\n",
-            arguments=TextArguments(_KEY, f"{_KEY_END}\n{_VALUE}", _VALUE_END + "\n", (_VALUE_END, _KEY, _END, _BEGIN)),
-        ),
-    ),
-)
+def _glm_format(line: str) -> ToolFormat:
+    """line: what stands behind the name and between tags."""
+    texts = TextArguments(_KEY, _KEY_END + line + _VALUE, _VALUE_END + line, (_VALUE_END, _KEY, _END, _BEGIN))
+    structure = Structure(f"{_BEGIN}NAME{line}", _END, (_BEGIN,), separator="\n", arguments=texts)
+    return ToolFormat(_glm, (_BEGIN, _END, _KEY, _KEY_END, _VALUE, _VALUE_END), (structure,))
+
+
+GLM45, GLM47 = _glm_format("\n"), _glm_format("")

@@ -16,12 +16,14 @@ Tools = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class TextArguments:
-    """Arguments as text between tags: `key` NAME `key_end` TEXT `value_end` for each. In no text may be one of `stops`."""
+    """Arguments as text between tags: `key` NAME `key_end` TEXT `value_end` for each. In no text may be one of `stops`.
+    json_key_end: the `key_end` of values that are not strings, where it is another."""
 
     key: str
     key_end: str
     value_end: str
     stops: tuple[str, ...]
+    json_key_end: str = ""
 
 
 @dataclass(frozen=True)

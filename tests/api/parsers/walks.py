@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,19 +16,10 @@ from raysgl.grammar.vocabulary import Vocabulary
 EOS = 0
 TAGS = sorted({tag for name in TOOL_FORMATS for tag in tool_format(name).tags})
 SPECIAL = {tag: number for number, tag in enumerate((tag for tag in TAGS if tag.startswith(("[", "<|", "<｜"))), 1)}
-WORDS = sorted(set(TAGS) - SPECIAL.keys()) + [
-    "</parameter>",
-    "\n</parameter>\n",
-    "true",
-    "null",
-    '": ',
-    "},",
-    "the",
-    "12",
-    "é",
-    "日本",
-    '{"',
-]
+STRUCTURES = [structure for name in TOOL_FORMATS for structure in tool_format(name).structures]
+TEXTS = {structure.arguments for structure in STRUCTURES if isinstance(structure.arguments, TextArguments)}
+ENDS = {text.value_end.strip() for text in TEXTS} | {text.value_end for text in TEXTS}
+WORDS = [*sorted((set(TAGS) | ENDS) - SPECIAL.keys()), "true", "null", '": ', "},", "the", "12", "é", "日本", '{"']
 VOCABULARY = Vocabulary(
     size=1 + len(SPECIAL) + 256 + len(WORDS),
     tokens=[
@@ -42,9 +34,12 @@ VOCABULARY = Vocabulary(
 
 
 def tokens_of(text: str, special: Mapping[str, int]) -> list[int]:
-    if text in special:
-        return [special[text]]
-    return [1 + len(SPECIAL) + byte for byte in text.encode()]
+    parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+    return [
+        id
+        for part in parts
+        for id in ([special[part]] if part in special else [1 + len(SPECIAL) + byte for byte in part.encode()])
+    ]
 
 
 def random_answer(
