@@ -16,6 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 Device = Literal["auto", "cpu", "cuda"]
 MetricsNames = Literal["sglang", "vllm", "both"]
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+# The names of `raysgl.api.parsers`, which a leaf cannot import; a test compares them.
+ToolCallParser = Literal[
+    "auto", "none", "deepseekv3", "deepseekv31", "deepseekv32", "glm", "glm45", "glm47", "gpt-oss", "hermes",
+    "interns1", "json", "kimi_k2", "lfm2", "llama3", "mimo", "minimax-m2", "mistral", "pythonic", "qwen", "qwen25",
+    "qwen3_coder", "step3",
+]  # fmt: skip
+ReasoningParser = Literal[
+    "auto", "none", "deepseek-r1", "deepseek-v3", "glm45", "gpt-oss", "interns1", "kimi", "kimi_k2", "minimax",
+    "minimax-m3", "mistral", "nemotron_3", "qwen3", "qwen3-thinking", "step3",
+]  # fmt: skip
 
 
 class Settings(BaseModel):
@@ -36,6 +46,12 @@ class EngineConfig(Settings):
     context_length: int | None = Field(None, ge=1, description="default: the checkpoint's max_position_embeddings")
     chat_template: str | None = Field(
         None, description="instead of the model's default: a file (Jinja, or JSON that has one), or one of its own by name"
+    )
+    tool_call_parser: ToolCallParser = Field(
+        "auto", description="how the model writes tool calls; auto: as its chat template does; none: they are not looked for"
+    )
+    reasoning_parser: ReasoningParser = Field(
+        "none", description="how it marks what it thinks; auto: by its chat template; none: that stays in the text"
     )
     sampling_defaults: Literal["model", "openai"] = Field(
         "model", description="model: defaults from generation_config.json; openai: the API's"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from raysgl.api.chat_template import ChatTemplate
+from raysgl.api.parsers.detect import Formats, detect_formats
 from raysgl.api.served_model import ServedModel
 from raysgl.api.tokenizer import Tokenizer
 from raysgl.config import EngineConfig
 from raysgl.models import ModelError, resolve
+
+log = logging.getLogger(__name__)
 
 # generation_config.json's names -> `SamplingParams`'.
 DEFAULTS = {
@@ -48,8 +52,21 @@ def load_served_model(config: EngineConfig) -> ServedModel:
         defaults=sampling_defaults(checkpoint.folder) if config.sampling_defaults == "model" else {},
         created=int(time.time()),
         config=config,
+        **_parsers(config, template),
         **_names(checkpoint.folder),
     )
+
+
+def _parsers(config: EngineConfig, template: ChatTemplate | None) -> dict[str, str | None]:
+    """The formats of the model's answers. What `auto` became is logged."""
+    detected = Formats(None, None) if template is None else detect_formats(template.tool_source)
+    found: dict[str, str | None] = {}
+    for setting, name in (("tool_call_parser", detected.tools), ("reasoning_parser", detected.reasoning)):
+        wanted = getattr(config, setting)
+        found[setting] = {"auto": name, "none": None}.get(wanted, wanted)
+        if wanted == "auto":
+            log.info("model %s: %s auto is %s, by the chat template", config.name, setting, name or "none")
+    return found
 
 
 def _names(folder: Path) -> dict[str, Any]:

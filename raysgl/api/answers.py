@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from raysgl.api import extras
 from raysgl.api.errors import ApiError
 from raysgl.api.extras import Extras
 from raysgl.api.generation import Generation, Prompt
+from raysgl.api.parsers.events import Event, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
+from raysgl.api.parsers.registry import OutputParser
 from raysgl.api.sequence_text import Entry, Piece
 from raysgl.api.tokenizer import Tokenizer
 from raysgl.messages import TokenLogprob
@@ -27,7 +30,7 @@ DONE = b"data: [DONE]\n\n"
 @dataclass(slots=True)
 class Style:
     """What the request asked of the answer's form. model: what the client called it. source: the request of another API that
-    the chat was made from."""
+    the chat was made from. parser: makes what reads a choice's text; None: the text is all there is."""
 
     model: str
     logprobs: bool = False
@@ -37,6 +40,16 @@ class Style:
     continuous_usage: bool = False
     source: Any = None
     extras: Extras = field(default_factory=Extras)
+    parser: Callable[[], OutputParser] | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A whole tool call. `arguments` are JSON, in pieces."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -44,16 +57,27 @@ class Collected:
     """A whole choice."""
 
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     finish_reason: str | None = None
     matched_stop: int | str | None = None
     token_ids: list[int] = field(default_factory=list)
     last: Piece | None = None
 
-    def add(self, piece: Piece) -> None:
-        self.text.append(piece.text)
+    def add(self, piece: Piece, events: list[Event], finish_reason: str | None) -> None:
+        for event in events:
+            match event:
+                case TextDelta(text):
+                    self.text.append(text)
+                case ReasoningDelta(text):
+                    self.reasoning.append(text)
+                case ToolCallStart(_, id, name):
+                    self.calls.append(Call(id, name))
+                case ToolCallArguments(index, text):
+                    self.calls[index].arguments.append(text)
         self.entries += piece.entries
-        self.finish_reason, self.matched_stop = piece.finish_reason, piece.matched_stop
+        self.finish_reason, self.matched_stop = finish_reason, piece.matched_stop
         self.token_ids += piece.token_ids
         self.last = piece
 
@@ -76,6 +100,9 @@ class Answer(ABC):
         self._collected: dict[int, Collected] = {}
         self._started: set[int] = set()
         """Choices that have had their first chunk."""
+        self._parsers: dict[int, OutputParser] = {}
+        self._calling: set[int] = set()
+        """Choices with a tool call."""
         model, request_id = orjson.dumps(style.model), orjson.dumps(generation.job.request_id)
         self._head = b'data: {"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
             request_id,
@@ -91,6 +118,24 @@ class Answer(ABC):
     @abstractmethod
     def choice(self, index: int, collected: Collected) -> dict[str, Any]:
         """A finished choice of a whole answer."""
+
+    def events(self, piece: Piece) -> list[Event]:
+        """What a piece's text stands for. Asked once for each piece, in order."""
+        if self.style.parser is None:
+            return [TextDelta(piece.text)] if piece.text else []
+        parser = self._parsers.get(piece.index)
+        if parser is None:
+            parser = self._parsers[piece.index] = self.style.parser()
+        events = parser.feed(piece.text) if piece.text else []
+        if piece.finish_reason is not None:
+            events += parser.finish()
+        if any(isinstance(event, ToolCallStart) for event in events):
+            self._calling.add(piece.index)
+        return events
+
+    def finish_reason(self, piece: Piece) -> str | None:
+        """Why the choice is over, once the piece's events are known."""
+        return "tool_calls" if piece.finish_reason == "stop" and piece.index in self._calling else piece.finish_reason
 
     def last_chunks(self) -> bytes:
         """The end of a stream."""
@@ -116,7 +161,8 @@ class Answer(ABC):
     def collect(self, pieces: list[Piece]) -> None:
         """Keep pieces for `whole`."""
         for piece in pieces:
-            self._collected.setdefault(piece.index, Collected()).add(piece)
+            events = self.events(piece)
+            self._collected.setdefault(piece.index, Collected()).add(piece, events, self.finish_reason(piece))
 
     def whole(self) -> bytes:
         """The body of a whole answer, once all sequences have finished."""

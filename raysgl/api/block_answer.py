@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from raysgl.api.answers import Answer, Collected, Style
 from raysgl.api.generation import Generation
-from raysgl.api.parsers.events import Event, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
+from raysgl.api.parsers.events import ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
 from raysgl.api.sequence_text import Entry, Piece
 
 
@@ -51,7 +51,8 @@ class BlockAnswer(Answer):
     def __init__(self, style: Style, generation: Generation):
         super().__init__(style, generation)
         self.blocks: list[Block] = []
-        self.finish_reason: str | None = None
+        self.ended: str | None = None
+        """Why, once it is over."""
         self.matched_stop: int | str | None = None
         self._begun = False
         self._open: Block | None = None
@@ -75,13 +76,9 @@ class BlockAnswer(Answer):
         self._begun = True
         for piece in pieces:
             out += map(self.step, self._steps(piece))
-        if self.finish_reason is not None:
+        if self.ended is not None:
             out.append(self.end())
         return b"".join(out)
-
-    def events(self, piece: Piece) -> list[Event]:
-        """What a piece's text stands for: without parsers, text."""
-        return [TextDelta(piece.text)] if piece.text else []
 
     def choice(self, index: int, collected: Collected) -> dict[str, Any]:
         raise NotImplementedError("an answer of blocks has no choices")
@@ -107,7 +104,7 @@ class BlockAnswer(Answer):
                 case ToolCallArguments(_, text):
                     yield from self._grow("tool_call", text)
         if piece.finish_reason is not None:
-            self.finish_reason, self.matched_stop = piece.finish_reason, piece.matched_stop
+            self.ended, self.matched_stop = self.finish_reason(piece), piece.matched_stop
             if self.never_empty and not self.blocks:
                 yield from self._begin_block(Block("text", 0))
             yield from self._close()

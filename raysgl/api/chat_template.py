@@ -40,12 +40,13 @@ class TemplateError(ValueError):
 class ChatTemplate:
     """A model's template, or two: one of them for requests with tools.
 
+    tool_source: the one for requests with tools.
     variables: names that the templates read and that are not their own.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str] | None = None, tool_source: str | None = None):
         """tool_source: another template for requests with tools, where the model has two. ValueError if one is not Jinja."""
-        self.source = source
+        self.source, self.tool_source = source, source if tool_source is None else tool_source
         self.special_tokens = special_tokens or {}
         self._plain = _Compiled.of(source)
         self._with_tools = self._plain if tool_source is None else _Compiled.of(tool_source)

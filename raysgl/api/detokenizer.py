@@ -26,21 +26,25 @@ class Detokenizer(Protocol):
         """The end: what was held back, as U+FFFD."""
 
 
-def detokenizer(tokenizer: Tokenizer, skip_special_tokens: bool = True, continues: bool = True) -> Detokenizer:
-    """A fresh detokeniser. `continues`: the text goes on behind a prompt, so a leading space is part of it."""
+def detokenizer(
+    tokenizer: Tokenizer, skip_special_tokens: bool = True, continues: bool = True, kept: frozenset[int] = frozenset()
+) -> Detokenizer:
+    """A fresh detokeniser. `continues`: the text goes on behind a prompt, so a leading space is part of it. `kept`: special tokens
+    that are not skipped."""
+    skipped = tokenizer.special_ids - kept if skip_special_tokens else frozenset()
     if tokenizer.kind is Kind.BYTES:
-        return _ByteLevel(tokenizer, skip_special_tokens)
+        return _ByteLevel(tokenizer, skipped)
     if tokenizer.kind is Kind.PIECES:
-        return _Pieces(tokenizer, skip_special_tokens, tokenizer.strips_leading_space and not continues)
-    return _Windowed(tokenizer, skip_special_tokens, continues)
+        return _Pieces(tokenizer, skipped, tokenizer.strips_leading_space and not continues)
+    return _Windowed(tokenizer, skipped, continues)
 
 
 class _ByteLevel:
     """Byte-level BPE: the tokens' bytes through an incremental UTF-8 decoder."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool):
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int]):
         self._bytes = tokenizer.token_bytes
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skip = skipped
         self._decoder = _utf8("replace")
 
     @property
@@ -63,9 +67,9 @@ class _Pieces:
     complete stay, since they have been sent, and every other byte is replaced.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, strip: bool):
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int], strip: bool):
         self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skip = skipped
         self._strip = strip
         self._run = b""
 
@@ -112,9 +116,9 @@ class _Windowed:
     MAX_WINDOW = 16
     """Tokens after which an unfinished character is given up: the longest has 4 bytes."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, continues: bool):
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int], continues: bool):
         self._decode = tokenizer.decode
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skip = skipped
         self._known: list[int] = []  # tokens whose text is out, for context
         self._new: list[int] = []
         self._continues = continues

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,14 +50,19 @@ class ApiError(Exception):
 
 @contextmanager
 def renaming(names: dict[str, str]) -> Iterator[None]:
-    """An ApiError raised inside that names one of these fields calls it by its other name."""
+    """An ApiError raised inside that names one of these fields calls it by its other name. `*` stands for a place in a list."""
     try:
         yield
     except ApiError as error:
-        if error.param in names:
-            error.message = error.message.replace(error.param, names[error.param], 1)
-            error.param = names[error.param]
+        if error.param is not None and (name := names.get(_PLACE.sub("*", error.param))) is not None:
+            for place in _PLACE.findall(error.param):
+                name = name.replace("*", place, 1)
+            error.message = error.message.replace(error.param, name, 1)
+            error.param = name
         raise
+
+
+_PLACE = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
@@ -17,6 +18,7 @@ from raysgl.api.errors import bad_request
 from raysgl.api.extras import Extras, WithTokenIds
 from raysgl.api.generation import Generation, Job, Prompt
 from raysgl.api.http import Handler, Reply, read_body, until_disconnect
+from raysgl.api.output_form import Asked, output_form
 from raysgl.api.prompts import as_list, check_ids, encode, in_turns, render_chat
 from raysgl.api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_json, validate
 from raysgl.api.sampling_request import fit, sampling_params
@@ -24,6 +26,7 @@ from raysgl.api.sequence_text import Piece
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.api.stream_interval import Gatherer
+from raysgl.api.tool_use import tool_use
 from raysgl.api.unsupported import refuse_parts
 from raysgl.sampling.params import SamplingParams
 
@@ -45,6 +48,9 @@ class AnswerShape(Protocol):
 
 
 Prepared = tuple[GenerationRequest, ServedModel, list[Prompt], Style]
+
+MARK_TOKENS = 32
+"""Of a prompt's end, in which a mark of reasoning is looked for."""
 
 STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
@@ -68,17 +74,23 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
     if not request.messages and request.input_ids is None:
         raise bad_request("messages is required, but missing", "messages", "missing_required_parameter")
     model = service.model(request.model)
-    params = sampling_params(request, model)
+    params, use = sampling_params(request, model), tool_use(request)
     cut = request.truncate_prompt_tokens
     if request.input_ids is None:
-        text = await render_chat(service, request, data["messages"], model)
+        text = await render_chat(service, request, data, model)
         ids = await encode(text, model, "messages", bool(request.add_special_tokens), check_length=cut is None)
     else:
         (ids,) = as_list(request.input_ids, "input_ids", texts=False, ids=True, several=False)
         check_ids(ids, model, "input_ids")
+        text = model.tokenizer.decode(ids[-MARK_TOKENS:], skip_special_tokens=False)
     ids = truncated(ids, cut, params, model)
-    prompt = Prompt(ids, fit(params, len(ids), model, request), constraint_field=constraint_field(vars(request)))
-    return request, model, [prompt], _style(request, model, bool(request.logprobs), request.top_logprobs)
+    form = output_form(request, model, use, text, Asked(params.constraint, constraint_field(vars(request))))
+    params = msgspec.structs.replace(params, constraint=form.asked.constraint, think_end_ids=form.think_end_ids)
+    params = fit(params, len(ids), model, request)
+    prompt = Prompt(ids, params, constraint_field=form.asked.field, kept=form.kept)
+    style = _style(request, model, bool(request.logprobs), request.top_logprobs)
+    style.parser = form.parser if form.parses else None
+    return request, model, [prompt], style
 
 
 async def prepare_completion(service: Service, data: dict[str, Any]) -> Prepared:

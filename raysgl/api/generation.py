@@ -31,6 +31,8 @@ class Prompt:
     extra_key: str | None = None
     constraint_field: str | None = None
     """What the request calls `sampling.constraint`."""
+    kept: frozenset[int] = frozenset()
+    """Special tokens that are marks for the answer's parser, and so stay in the text."""
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class Generation:
         self._backend = backend
         self._streams: list[OutputStream | None] = [None] * len(job.prompts)
         self._texts = [
-            SequenceText(p * self.n + i, job.model.tokenizer, prompt.sampling)
+            SequenceText(p * self.n + i, job.model.tokenizer, prompt.sampling, prompt.kept)
             for p, prompt in enumerate(job.prompts)
             for i in range(self.n)
         ]

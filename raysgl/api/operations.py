@@ -96,7 +96,7 @@ def tokenize(service: Service) -> Handler:
             refuse_parts(data["messages"])
             chat = validate(TokenizeChatRequest, data)
             model = service.model(chat.model)
-            text = await render_chat(service, chat, data["messages"], model)
+            text = await render_chat(service, chat, data, model)
             results = [await encode(text, model, "messages", bool(chat.add_special_tokens), check_length=False)]
         else:
             request = validate(TokenizeRequest, data)

@@ -17,12 +17,16 @@ from raysgl.api.service import Service
 
 T = TypeVar("T")
 
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the variable that turns thinking on or off."""
+
 INLINE_MESSAGES = 256
 """More messages are rendered in a thread: about 5 µs a message."""
 
 
-async def render_chat(service: Service, request: ChatInput, messages: list[dict[str, Any]], model: ServedModel) -> str:
-    """The prompt text. `messages` is the request's own, as it was sent. ApiError 400."""
+async def render_chat(service: Service, request: ChatInput, data: dict[str, Any], model: ServedModel) -> str:
+    """The prompt text. `data` is the request as it was sent: templates get its own messages and tools. ApiError 400."""
+    messages: list[dict[str, Any]] = data["messages"]
     template, own = model.chat_template, request.chat_template
     if own and not service.settings.trust_request_chat_template:
         raise bad_request(
@@ -33,6 +37,7 @@ async def render_chat(service: Service, request: ChatInput, messages: list[dict[
     if template is None and not own:
         raise bad_request(f"{model.name!r} has no chat template; use /v1/completions", "messages", "unsupported_parameter")
     settings = _template_settings(request, messages, template)
+    settings["tools"] = _shown_tools(request, data, template)
     try:
         if own:
             return await render_untrusted(own, model.tokenizer.special_tokens, messages, settings)
@@ -49,13 +54,12 @@ def _template_settings(request: ChatInput, messages: list[dict[str, Any]], templ
     for name in settings:
         if name in RESERVED or not name.isidentifier():
             raise bad_request(f"chat_template_kwargs must not have {name[:40]!r}", "chat_template_kwargs")
-    for name in ("reasoning_effort", "documents"):
-        value = getattr(request, name)
-        if not value:
-            continue
-        if not request.chat_template and name not in template.variables:
-            raise bad_request(f"The model's chat template has no {name}", name, "unsupported_parameter")
-        settings[name] = value
+    if request.documents:
+        if not _reads(request, template, "documents"):
+            raise _has_no("documents")
+        settings["documents"] = request.documents
+    if request.reasoning_effort:
+        settings = _effort(request, request.reasoning_effort, template) | settings
     continues = bool(request.continue_final_message)
     if continues and request.add_generation_prompt:
         raise bad_request("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
@@ -64,6 +68,43 @@ def _template_settings(request: ChatInput, messages: list[dict[str, Any]], templ
     settings["continue_final_message"] = continues or _is_prefix(messages[-1])
     settings["add_generation_prompt"] = request.add_generation_prompt is not False
     return settings
+
+
+def _reads(request: ChatInput, template: ChatTemplate | None, name: str) -> bool:
+    """Whether the template has a variable; of a request's own anything is believed."""
+    return bool(request.chat_template) or (template is not None and name in template.variables)
+
+
+def _has_no(field: str) -> ApiError:
+    return bad_request(f"The model's chat template has no {field}", field, "unsupported_parameter")
+
+
+def _effort(request: ChatInput, effort: str, template: ChatTemplate | None) -> dict[str, Any]:
+    """What reasoning_effort sets: the template's variable of that name, and its switch for thinking, which `none` turns off."""
+    found: dict[str, Any] = {name: effort != "none" for name in THINKING_SWITCHES if _reads(request, template, name)}
+    if _reads(request, template, "reasoning_effort"):
+        found["reasoning_effort"] = effort
+    if not found:
+        raise _has_no("reasoning_effort")
+    return found
+
+
+def _shown_tools(request: ChatInput, data: dict[str, Any], template: ChatTemplate | None) -> list[dict[str, Any]] | None:
+    """All of them whatever the choice is, so that the prompt stays the same from turn to turn; none where nothing may be called: a
+    model that sees tools calls them."""
+    if not request.tools or request.tool_choice == "none":
+        return None
+    if request.tool_choice in (None, "auto") and not _reads(request, template, "tools"):
+        raise _has_no("tools")
+    return [_with_parameters(tool) for tool in data["tools"]]
+
+
+def _with_parameters(tool: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI lets a function without arguments leave its parameters out; templates look into them."""
+    function = tool["function"]
+    if function.get("parameters") is not None:
+        return tool
+    return {**tool, "function": {**function, "parameters": {"type": "object", "properties": {}}}}
 
 
 def _is_prefix(message: dict[str, Any]) -> bool:

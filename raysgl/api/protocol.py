@@ -112,6 +112,23 @@ class TextPart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    """arguments: JSON text, as it was answered; the object itself is taken too."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(BaseModel):
     """One message. It goes to the chat template as it is, so fields besides these have the effect that the template gives them."""
 
@@ -119,7 +136,52 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class FunctionTool(BaseModel):
+    """What the model may call. It goes to the chat template as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="JSON Schema of the arguments")
+    strict: bool | None = Field(None, description="arguments always follow the schema")
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"] = "function"
+    function: FunctionTool
+
+
+class ToolName(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"]
+    function: ToolName
+
+
+class ToolNames(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class AllowedTools(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolNames
 
 
 class ChatInput(Request):
@@ -129,7 +191,14 @@ class ChatInput(Request):
     chat_template: str | None = Field(None, description="instead of the model's; needs trust_request_chat_template")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the chat template")
     documents: list[dict[str, Any]] | None = Field(None, description="where the model's template has them")
-    reasoning_effort: str | None = Field(None, description="where the model's template has it")
+    reasoning_effort: str | None = Field(
+        None, description="where the model's template has it, or a switch for thinking: none turns that off"
+    )
+    tools: list[Tool] | None = Field(None, description="functions that the model may call")
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools | None = Field(
+        None, description="whether it may, must, or must call this one; default: auto"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(None, description="go on with the last message instead of answering it")
 
@@ -142,6 +211,8 @@ class ChatCompletionRequest(ChatInput, GenerationRequest):
     )
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    separate_reasoning: bool | None = Field(None, description="false: what the model thinks stays in the text, with its marks")
+    stream_reasoning: bool | None = Field(None, description="false: what it thinks comes in one piece")
 
 
 class CompletionRequest(GenerationRequest):
@@ -164,22 +235,6 @@ class TokenizeChatRequest(ChatInput):
 class DetokenizeRequest(Request):
     tokens: TokenIds
     skip_special_tokens: bool | None = None
-
-
-class FunctionTool(BaseModel):
-    """Of a tool only its name and parameters matter to a parser."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    name: str = Field(min_length=1)
-    parameters: dict[str, Any] | None = None
-
-
-class Tool(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["function"] = "function"
-    function: FunctionTool
 
 
 class ParseFunctionCallRequest(BaseModel):
@@ -320,4 +375,4 @@ def field_path(loc: tuple[int | str, ...]) -> str:
     return ".".join(parts)
 
 
-_UNION_LABELS = frozenset({"str", "int", "float", "bool"})
+_UNION_LABELS = frozenset({"str", "int", "float", "bool", "NamedTool", "AllowedTools"})

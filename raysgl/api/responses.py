@@ -34,14 +34,31 @@ class ChatLogprobs(BaseModel):
     content: list[ChatTokenLogprob]
 
 
+class CalledFunction(BaseModel):
+    """arguments: JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    index: int
+    type: str
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
+    """content: null where there is only reasoning, or calls. tool_calls: where there are any."""
+
     role: str
-    content: str
+    content: str | None
     reasoning_content: str | None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Choice(BaseModel):
-    """finish_reason: stop, length or abort. matched_stop: the stop string, or the id of the stop token."""
+    """finish_reason: stop, length, tool_calls or abort. matched_stop: the stop string, or the id of the stop token."""
 
     index: int
     finish_reason: str

@@ -47,13 +47,14 @@ class SequenceText:
     num_tokens: tokens that count as generated; after a stop string was found, those up to the one that completed it.
     stopped: a stop string was found, so that the engine should be told to abort the sequence.
     done: its last piece is out; nothing more may be pushed.
+    kept: special tokens that are shown whatever the settings say, since a parser reads them.
     """
 
-    def __init__(self, index: int, tokenizer: Tokenizer, sampling: SamplingParams):
+    def __init__(self, index: int, tokenizer: Tokenizer, sampling: SamplingParams, kept: frozenset[int] = frozenset()):
         self.index = index
         self.num_tokens = 0
         self.done = self.stopped = False
-        self._detokenizer = detokenizer(tokenizer, sampling.skip_special_tokens)
+        self._detokenizer = detokenizer(tokenizer, sampling.skip_special_tokens, kept=kept)
         self._matcher = matcher_of(sampling)
         self._sampling = sampling
         self._decoded = 0  # characters of text known, held back or not

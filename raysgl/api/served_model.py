@@ -17,6 +17,7 @@ class ServedModel:
 
     `max_total_tokens` is the size of the KV pool in tokens (0: not known).
     `defaults` holds sampling parameters from generation_config.json, by `SamplingParams` name.
+    `tool_call_parser` and `reasoning_parser` name formats of `raysgl.api.parsers`; None: what the model writes is not parsed.
     `eos_token_ids` end a sequence unless `ignore_eos`. `config`: what its engines were started with. `model_type` and
     `architectures` are the checkpoint's own names.
     """
@@ -33,6 +34,8 @@ class ServedModel:
     defaults: dict[str, object] = field(default_factory=dict)
     created: int = 0
     config: EngineConfig | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     model_type: str = ""
     architectures: tuple[str, ...] = ()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +144,11 @@ class Tokenizer:
             except ValueError:
                 return None
         return None
+
+    def special_marks(self, texts: Iterable[str]) -> dict[str, int]:
+        """Those texts that are special tokens, and their ids."""
+        ids = {text: self._backend.token_to_id(text) for text in texts}
+        return {text: i for text, i in ids.items() if i is not None and i in self.special_ids}
 
     def to_json(self) -> str:
         """All of it, as in tokenizer.json."""

@@ -10,9 +10,6 @@ from raysgl.api.errors import ApiError, bad_request
 NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
-    "tools": NOTHING,
-    "tool_choice": (None, "none"),
-    "parallel_tool_calls": (None, True, False),
     "functions": NOTHING,
     "function_call": (None, "none"),
     "best_of": (None, 1),
@@ -23,8 +20,6 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "prediction": NOTHING,
     "web_search_options": NOTHING,
     "verbosity": NOTHING,
-    "separate_reasoning": (None, True),
-    "stream_reasoning": (None, True),
     "max_thinking_tokens": NOTHING,
     "lora_path": NOTHING,
     "session_params": NOTHING,
@@ -55,7 +50,7 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 """name -> values that are the same as leaving it out."""
 
-INSTEAD = {}
+INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
 
 
 def refuse_unsupported(known: Container[str], data: dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 import tokenizers
 import uvicorn
@@ -23,6 +25,7 @@ from raysgl.config import ServerConfig
 from raysgl.messages import Finish
 
 from .fake_backend import FakeBackend, Script
+from .tooled import MARKS, SAID
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -33,6 +36,9 @@ CORPUS = [
     "Numbers such as 12345 and 67890, punctuation: (a), [b], {c}; and code: for i in range(10): print(i)",
     "Größe, naïve, façade, 東京 は 日本 の 首都 です。 Привет, мир! 👩‍👩‍👧 🙂 e\u0301",
 ]
+
+
+TEMPLATES = Path(__file__).parent / "chat_templates"
 
 
 def byte_level_tokenizer(folder: Path) -> Path:
@@ -85,6 +91,14 @@ def metaspace_tokenizer(folder: Path) -> Path:
     backend.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False))
     backend.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def with_marks(folder: Path, marks: tuple[str, ...], special: bool) -> Tokenizer:
+    """The tokenizer of `folder`, in which these marks are tokens: special ones, or such as any word's."""
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    add = backend.add_special_tokens if special else backend.add_tokens
+    add([tokenizers.AddedToken(mark, special=special, normalized=False) for mark in marks])
+    return Tokenizer(backend)
 
 
 MAKERS = {"bytes": byte_level_tokenizer, "pieces": pieces_tokenizer, "metaspace": metaspace_tokenizer}
@@ -144,3 +158,37 @@ def server(model: ServedModel) -> Callable[..., Server]:
         return Server(FakeBackend(model, script if callable(script) else lambda *_: script), **settings)
 
     return make
+
+
+@pytest.fixture
+def thinking(model, tokenizer_folders):
+    """The model, with marks that are special tokens, Qwen3's template and both parsers."""
+    model.tokenizer = with_marks(tokenizer_folders["bytes"], MARKS, special=True)
+    model.vocab_size = model.tokenizer.vocab_size
+    model.context_length = 8192
+    model.chat_template = ChatTemplate((TEMPLATES / "qwen3.jinja").read_text(), {"eos_token": "<|im_end|>"})
+    model.tool_call_parser, model.reasoning_parser = "hermes", "qwen3"
+    return model
+
+
+@pytest.fixture
+def saying(thinking, server):
+    """saying(text, cuts): the server, which says it in groups of tokens that end there; then the stop token."""
+    one = server()
+
+    def make(text: str = SAID, cuts: list[int] | None = None, finish: Finish | None = None):
+        ids = thinking.tokenizer.encode(text, add_special_tokens=False)
+        bounds = sorted({0, len(ids), *(cut for cut in (range(len(ids)) if cuts is None else cuts) if cut < len(ids))})
+        groups = [ids[a:b] for a, b in pairwise(bounds)]
+        last = [[2]] if finish is None else [[]]
+        script = Script([*groups, *last], finish or Finish("stop", 2))
+        one.backend.script = lambda *_: script
+        return one
+
+    return make
+
+
+@pytest.fixture
+def tool_client(saying):
+    with saying().live() as port, openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0) as client:
+        yield client

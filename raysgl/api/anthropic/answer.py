@@ -79,9 +79,9 @@ class MessagesAnswer(BlockAnswer):
         }
 
     def _stop(self) -> tuple[str, str | None]:
-        if self.finish_reason == "stop" and isinstance(self.matched_stop, str):
+        if self.ended == "stop" and isinstance(self.matched_stop, str):
             return "stop_sequence", self.matched_stop
-        return STOP_REASONS[self.finish_reason], None
+        return STOP_REASONS[self.ended], None
 
     def _usage(self, output_tokens: int) -> dict[str, int]:
         """Anthropic does not count cached tokens as input tokens."""

@@ -18,19 +18,18 @@ from raysgl.api.anthropic.protocol import (
     ToolUseBlock,
 )
 from raysgl.api.errors import ApiError, bad_request
+from raysgl.api.prompts import THINKING_SWITCHES
 from raysgl.api.protocol import validate_at
 from raysgl.api.served_model import ServedModel
 
 USER_BLOCKS = {"text": TextBlock, "document": DocumentBlock, "tool_result": ToolResultBlock}
 ASSISTANT_BLOCKS = {"text": TextBlock, "thinking": ThinkingBlock, "tool_use": ToolUseBlock}
-THINKING_SWITCHES = ("enable_thinking", "thinking")
-"""What chat templates call it."""
-
 RENAMED = {
     "max_completion_tokens": "max_tokens",
     "stop": "stop_sequences",
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
+    "tools.*.function.parameters": "tools.*.input_schema",
     "max_thinking_tokens": "thinking.budget_tokens",
 }
 """A chat's field -> what it is called here."""

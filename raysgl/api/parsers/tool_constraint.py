@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from raysgl.api.errors import bad_request
 from raysgl.api.parsers import json_array
@@ -40,6 +41,7 @@ def tool_constraint(
     strict: Collection[str] = (),
     parallel: bool = True,
     special: Mapping[str, int] | None = None,
+    answer: Any = None,
 ) -> CallConstraint | None:
     """Holds an answer to calls. None where it is free.
 
@@ -47,6 +49,7 @@ def tool_constraint(
     named: exactly one, of this tool. Otherwise the answer is text, calls, or text and then calls, and constrained only if one of the
     tools is `strict`: to begin a call is to finish it as the tool's schema says (arguments of a tool that is not strict are any
     object). parallel: there may be several calls. special: text of special tokens -> id, at least of those among the format's tags.
+    answer: the schema of an answer without calls, which then is JSON, and has no text beside calls; not for a format with `whole`.
 
     ApiError 400 for what the format cannot be held to.
     """
@@ -55,7 +58,7 @@ def tool_constraint(
     if (required or named) and not tools:
         raise bad_request("tool_choice asks for a call, but there are no tools", "tool_choice")
     free = not required and named is None
-    if free and (name is None or not set(strict) & tools.keys()):
+    if free and (name is None or (answer is None and not set(strict) & tools.keys())):
         return None
     wanted = tools if named is None else {named: tools[named]}
     if free:
@@ -68,7 +71,10 @@ def tool_constraint(
     format = json_array.FORMAT if name is None else tool_format(name)
     answers = _Answers(Lark(special), wanted, parallel and named is None and format.whole is None)
     try:
-        start = answers.free(format) if free else answers.calls_alone(format)
+        if answer is not None:
+            start = f"{answers.lark.json(answer)} | {answers.calls_alone(format)}"
+        else:
+            start = answers.free(format) if free else answers.calls_alone(format)
         return CallConstraint(answers.lark.constraint(start), format, format.whole is not None)
     except RecursionError:
         raise bad_request("tools have parameters whose schema is nested too deep", "tools") from None

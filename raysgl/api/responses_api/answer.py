@@ -103,13 +103,13 @@ class ResponsesAnswer(BlockAnswer):
     # ---------------------------------------------------------------- shapes
 
     def _status(self) -> str:
-        if self.finish_reason == "abort":
+        if self.ended == "abort":
             return "failed"
-        return "incomplete" if self.finish_reason == "length" else "completed"
+        return "incomplete" if self.ended == "length" else "completed"
 
     def _item_status(self) -> str:
         """Only the item that was being generated when the answer was cut off is incomplete; the others have closed before."""
-        return "completed" if self.finish_reason in (None, "stop", "tool_calls") else "incomplete"
+        return "completed" if self.ended in (None, "stop", "tool_calls") else "incomplete"
 
     def _item_id(self, block: Block) -> str:
         return f"{_PREFIX[block.kind]}_{self._key}_{block.index}"

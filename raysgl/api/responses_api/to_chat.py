@@ -31,6 +31,7 @@ RENAMED = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    "tools.*.function.parameters": "tools.*.parameters",
 }
 """A chat's field -> what it is called here."""
 SAME_NAME = ("model", "temperature", "top_p", "parallel_tool_calls", "stream", "prompt_cache_key")

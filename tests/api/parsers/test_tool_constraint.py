@@ -107,6 +107,17 @@ def test_required(grammars, name, special):
         assert not said, text
 
 
+@pytest.mark.parametrize("name", FORMATS[1:])
+def test_calls_or_an_answer_of_a_schema(grammars, name):
+    schema = {"type": "object", "properties": {"x": {"enum": [1, "é"]}}, "required": ["x"], "additionalProperties": False}
+    found = list(answers(grammars, name, {"now": {}}, 12, answer=schema))
+    assert {bool(calls) for _, _, calls in found} == {True, False}
+    for text, said, calls in found:
+        assert not (said and calls), text
+        if said:
+            jsonschema.validate(json.loads(said), schema)
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_named(grammars, name, tool):

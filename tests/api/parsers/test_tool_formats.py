@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysgl.api.parse import parsed
-from raysgl.api.parsers.events import TextDelta, ToolCallArguments, ToolCallStart
+from raysgl.api.parsers.events import Event, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
 from raysgl.api.parsers.registry import TOOL_FORMATS, OutputParser, tool_format
 
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "array"}, "wet": {"type": ["boolean", "null"]}}
@@ -88,23 +88,28 @@ def test_what_is_no_call_is_text(name, text):
 
 
 def shape(name: str, pieces: list[str]) -> list:
-    """The events, neighbours joined, ids left out."""
     parser = OutputParser(None, tool_format(name), TOOLS)
-    events = [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
-    joined: list = []
+    return joined([event for piece in pieces for event in parser.feed(piece)] + parser.finish())
+
+
+def joined(events: list[Event]) -> list:
+    """The events, neighbours of a kind as one, ids left out."""
+    found: list = []
     for event in events:
         match event:
+            case ReasoningDelta():
+                key, text = ("reasoning",), event.text
             case TextDelta():
                 key, text = ("text",), event.text
             case ToolCallStart():
                 key, text = ("call", event.index, event.name), ""
             case ToolCallArguments():
                 key, text = ("arguments", event.index), event.text
-        if joined and joined[-1][0] == key and key[0] != "call":
-            joined[-1] = (key, joined[-1][1] + text)
+        if found and found[-1][0] == key and key[0] != "call":
+            found[-1] = (key, found[-1][1] + text)
         else:
-            joined.append((key, text))
-    return joined
+            found.append((key, text))
+    return found
 
 
 SAMPLES = [(name, text) for name, text, *_ in GOOD] + TEXT
