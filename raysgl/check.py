@@ -9,7 +9,9 @@ from pathlib import Path
 
 from raysgl.config import AppConfig, EngineConfig, ModelConfig, ServerConfig
 from raysgl.models.checkpoint import resolve
+from raysgl.models.encoder_config import EncoderConfig
 from raysgl.models.hf_config import HFConfig, ModelError
+from raysgl.models.pooling import PoolingSpec, pooling_spec
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
@@ -38,7 +40,8 @@ class ModelPlan:
     """
 
     config: ModelConfig
-    hf: HFConfig
+    hf: HFConfig | EncoderConfig
+    pooling: PoolingSpec | None
     device: str
     dtype: str
     weights: int
@@ -84,7 +87,8 @@ def plan(config: AppConfig, machine: Machine | None = None) -> Layout:
 
 def _plan_model(model: ModelConfig, machine: Machine) -> ModelPlan:
     engine = model.engine
-    hf = resolve(engine.model_path, engine.revision, engine.load_format, weights=False).config()
+    checkpoint = resolve(engine.model_path, engine.revision, engine.load_format, weights=False)
+    hf, pooling = checkpoint.config(), pooling_spec(checkpoint.folder, engine)
     hf.check_tp(engine.tp_size)
     device = engine.device if engine.device != "auto" else "cuda" if machine.gpu_memory else "cpu"
     dtype: str = engine.dtype
@@ -94,10 +98,11 @@ def _plan_model(model: ModelConfig, machine: Machine) -> ModelPlan:
     return ModelPlan(
         config=model,
         hf=hf,
+        pooling=pooling,
         device=device,
         dtype=dtype,
         weights=hf.num_parameters() * BYTES[dtype] // engine.tp_size,
-        kv_per_token=hf.kv_bytes_per_token(engine.tp_size, BYTES[dtype]),
+        kv_per_token=0 if pooling else hf.kv_bytes_per_token(engine.tp_size, BYTES[dtype]),
         kv_tokens=tokens if tokens is None else tokens // engine.page_size * engine.page_size,
     )
 
@@ -164,12 +169,13 @@ def describe(layout: Layout) -> str:
 def _describe_model(model: ModelPlan) -> list[str]:
     config, engine, hf = model.config, model.config.engine, model.hf
     gpu = "1 GPU and " if model.gpus else ""
-    context = engine.context_length or hf.max_position_embeddings
+    context = engine.context_length or (model.pooling.max_length if model.pooling else hf.max_position_embeddings)
     return [
         f"model          {engine.name}",
         f"  from         {engine.model_path}" + (" (random weights)" if engine.load_format == "dummy" else ""),
         f"  architecture {hf.architecture}, {hf.num_parameters() / 1e6:,.1f} M parameters, context {context} tokens",
         f"  runs on      {model.device}, {model.dtype}",
+        *([f"  answers with {_numbers(model.pooling)}"] if model.pooling else []),
         (
             f"  replicas     {_count(config)} x {engine.tp_size} {'shard' if engine.tp_size == 1 else 'shards'},"
             f" placed {config.placement_strategy}{_where(config)}"
@@ -188,7 +194,15 @@ def _where(config: ModelConfig) -> str:
     return f" on nodes with {labels}" if labels else ""
 
 
+def _numbers(pooling: PoolingSpec) -> str:
+    if pooling.task == "classify":
+        return f"a number for each of {pooling.size} labels" if pooling.size > 1 else "a score"
+    return f"vectors of {pooling.size} numbers, pooling {pooling.pooling}"
+
+
 def _kv(model: ModelPlan, engine: EngineConfig) -> str:
+    if model.pooling is not None:
+        return "no KV cache"
     if model.kv_tokens is not None:
         return f"{_size(model.kv_tokens * model.kv_per_token)} of KV for {model.kv_tokens} tokens"
     share = "" if engine.mem_fraction_static is None else f" within {engine.mem_fraction_static:g} of its memory"

@@ -57,6 +57,16 @@ class EngineConfig(Settings):
         "model", description="model: defaults from generation_config.json; openai: the API's"
     )
 
+    is_embedding: bool | None = Field(
+        None, description="answer with vectors instead of text; default: where the checkpoint says so"
+    )
+    pooling: Literal["auto", "last", "mean", "cls"] = Field(
+        "auto", description="which token stands for a text, or their mean; auto: as the checkpoint says"
+    )
+    matryoshka_dimensions: list[int] | None = Field(
+        None, min_length=1, description="sizes that vectors may be cut to by `dimensions`; default: the checkpoint's"
+    )
+
     device: Device = Field("auto", description="auto: cuda where the cluster has a GPU, else cpu")
     tp_size: int = Field(1, ge=1, description="tensor parallel shards of one replica")
     cpu_threads: int | None = Field(None, ge=1, description="torch threads of a shard on cpu; default: cores / tp_size")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import logging
 import os
 import signal
@@ -22,7 +21,7 @@ from typing import Self
 
 import psutil
 
-from raysgl import check
+from raysgl import check, ready
 from raysgl.config import AppConfig, ServerConfig
 from raysgl.config_file import ConfigError, load, read
 from raysgl.supervisor import supervised
@@ -40,7 +39,6 @@ OBJECT_STORE_BYTES = 128 * 2**20
 TRACEBACK_VARIABLE = "RAYSGL_TRACEBACK"
 """Environment variable: show where an unexpected error comes from."""
 LAUNCHER_KEYS = {"name", "route_prefix", "import_path", "args"}
-ANYWHERE = ("0.0.0.0", "::", "")
 
 
 class Failed(Exception):
@@ -151,7 +149,7 @@ class _Launch:
                 self._signals.check()
                 self._deploy()
                 serving = self._wait_until_ready()
-            print(_ready_block(self._config, serving, time.monotonic() - started), flush=True)
+            print(ready.block(self._config, serving, time.monotonic() - started), flush=True)
             return self._watch()
         finally:
             self._stop()
@@ -347,7 +345,7 @@ def _progress(status, served: dict[str, int], wanted: dict[str, int]) -> str:
 
 def answers(server: ServerConfig) -> bool:
     """Whether the HTTP server is there and ready. One that wants a certificate of its clients only has to be there."""
-    where = (_reachable(server.host), server.port)
+    where = (ready.reachable(server.host), server.port)
     if server.ssl_certfile is None:
         connection = http.client.HTTPConnection(*where, timeout=2)
     else:  # it is our own server, and its certificate may be for another name
@@ -362,29 +360,6 @@ def answers(server: ServerConfig) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _ready_block(config: AppConfig, serving: dict[str, list], seconds: float) -> str:
-    """What a user needs to begin: URL, models, and a line to paste."""
-    url = f"{config.server.scheme}://{_reachable(config.server.host)}:{config.server.port}"
-    lines = [f"raysgl is ready after {seconds:.1f} s", f"  URL      {url}/v1"]
-    for model in config.models:
-        replicas = serving[model.engine.name]
-        facts = replicas[0]
-        shards = f" x {facts.tp_size} shards" if facts.tp_size > 1 else ""
-        count = f"{len(replicas)} replicas, each " if len(replicas) > 1 else ""
-        lines += [
-            f"  model    {model.engine.name}",
-            f"  device   {count}{facts.device}{shards}",
-            f"  KV       {facts.max_total_tokens:,} tokens{' a replica' if len(replicas) > 1 else ''}",
-        ]
-    body = {"model": config.models[0].engine.name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-    lines += ["", f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'", ""]
-    return "\n".join(lines)
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ANYWHERE else host
 
 
 def _why(application) -> str:

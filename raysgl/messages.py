@@ -40,6 +40,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     CURVE public key. `page_hashes` is the prompt's chain (`raysgl.cache.hashing`), one for each full page.
     `output_ids` holds tokens that the client has already been sent when a request moves here from a replica that died:
     they count as output, and only new ones are sent. (Only with n == 1.)
+    `first_segment`: for models that read two texts as one, how many tokens belong to the first (0: there is one text).
     """
 
     uid: int
@@ -51,6 +52,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     extra_key: str = ""
     priority: int = 0
     output_ids: bytes = b""
+    first_segment: int = 0
 
 
 class Abort(msgspec.Struct, array_like=True, tag=True):
@@ -160,6 +162,8 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     timing: seconds that the sequence waited in the engine, and from then to this output.
 
     The token that matched a stop id is in `token_ids` (it counts in usage; the ingress does not show it).
+
+    numbers: what a model that generates no text made of it (a vector, or a number for each label), little-endian float32.
     """
 
     uid: int
@@ -169,6 +173,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
     timing: tuple[float, float] | None = None
+    numbers: bytes = b""
 
 
 class Done(msgspec.Struct, array_like=True, tag=True):
@@ -203,7 +208,8 @@ ToIngress = StepOutput | Done | Logs
 
 
 class ReplicaFacts(msgspec.Struct, array_like=True):
-    """What a replica turned out to be; travels in `ReplicaInfo.keys["facts"]`. Sizes in tokens."""
+    """What a replica turned out to be; travels in `ReplicaInfo.keys["facts"]`. Sizes in tokens. max_total_tokens: of the KV cache;
+    0: there is none. task: what it does with a text."""
 
     device: str
     tp_size: int
@@ -211,6 +217,7 @@ class ReplicaFacts(msgspec.Struct, array_like=True):
     context_length: int
     max_running: int
     node: str = ""
+    task: Literal["generate", "embed", "classify", "score"] = "generate"
 
 
 class Load(msgspec.Struct, array_like=True):

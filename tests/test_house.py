@@ -123,6 +123,7 @@ def test_configuration_is_documented():
 def test_every_request_field_is_documented():
     from raysgl.api import native_protocol, protocol, unsupported
     from raysgl.api.anthropic.protocol import MessagesRequest
+    from raysgl.api.pooling import protocol as pooling
     from raysgl.api.responses_api.protocol import ResponsesRequest
 
     kinds = (
@@ -138,6 +139,8 @@ def test_every_request_field_is_documented():
         protocol.StreamOptions,
         ResponsesRequest,
         MessagesRequest,
+        pooling.EmbeddingsRequest,
+        pooling.EncodeRequest,
         native_protocol.GenerateRequest,
         native_protocol.NativeSampling,
     )

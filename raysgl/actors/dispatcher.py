@@ -89,12 +89,14 @@ class Dispatcher:
         extra_key: str = "",
         priority: int = 0,
         session: str = "",
+        first_segment: int = 0,
     ) -> Stream:
         if self.draining:
             raise Unavailable("the server is stopping")
         packed = pack_ids(input_ids)
-        hashes = page_hashes(packed, model.page_size, extra_key)
-        stream = Stream(model, request_id, packed, sampling, hashes, extra_key, priority, session, self._abort)
+        # Of a text that no page is kept of, no page can be found again.
+        hashes = page_hashes(packed, model.page_size, extra_key) if model.pooling is None else []
+        stream = Stream(model, request_id, packed, sampling, hashes, extra_key, priority, session, self._abort, first_segment)
         placed: asyncio.Future[None] = self._loop.create_future()
         arriving = self._arriving.setdefault(model.name, [])
         arriving.append((stream, placed))
@@ -251,6 +253,7 @@ class Dispatcher:
                     stream.extra_key,
                     stream.priority,
                     seq.sent.tobytes(),
+                    stream.first_segment,
                 )
             )
 

@@ -12,6 +12,7 @@ from raysgl.actors.publisher import EventPublisher
 from raysgl.actors.transport import Transport
 from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import Runner, StepPlan
+from raysgl.engine.pooling.texts import TextScheduler, TextsConfig
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.grammar.interface import Grammars
 from raysgl.messages import KVEvent, KVEvents, Load, Logs, Profile, SequenceOutput, SetLogs, ToEngine
@@ -38,7 +39,7 @@ class EngineService:
         self,
         replica: str,
         epoch: int,
-        config: SchedulerConfig,
+        config: SchedulerConfig | TextsConfig,
         runner: Runner,
         transport: Transport,
         coordination: Coordination,
@@ -48,7 +49,10 @@ class EngineService:
         overlap: bool = True,
         grammars: Grammars | None = None,
     ):
-        self.scheduler = Scheduler(config, lambda event: self.loop.on_kv_event(event), grammars)
+        if isinstance(config, TextsConfig):
+            self.scheduler: Scheduler | TextScheduler = TextScheduler(config)
+        else:
+            self.scheduler = Scheduler(config, lambda event: self.loop.on_kv_event(event), grammars)
         self.outbox = EngineOutbox(transport, replica, epoch, lambda ingress: self.loop.ingress_gone(ingress))
         self.inbox = EngineInbox(transport, self.outbox)
         self.publisher = EventPublisher(
@@ -56,7 +60,7 @@ class EngineService:
             epoch,
             coordination.report,
             coordination.register,
-            self.scheduler.tree.stored,
+            self.scheduler.stored,
             lambda: fatal("another life of this replica has registered"),
         )
         self.loop = EngineLoop(

@@ -14,6 +14,7 @@ from raysgl.api.served_model import ServedModel
 from raysgl.api.tokenizer import Tokenizer
 from raysgl.config import EngineConfig
 from raysgl.models import ModelError, resolve
+from raysgl.models.pooling import pooling_spec
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def load_served_model(config: EngineConfig) -> ServedModel:
     """Blocks (and downloads, the first time). Raises `ModelError`."""
     checkpoint = resolve(config.model_path, config.revision, config.load_format, weights=False)
     hf = checkpoint.config()
+    pooling = pooling_spec(checkpoint.folder, config)
     folder = checkpoint.folder
     if config.tokenizer_path is not None:
         folder = resolve(config.tokenizer_path, weights=False).folder
@@ -45,13 +47,14 @@ def load_served_model(config: EngineConfig) -> ServedModel:
         model_path=config.model_path,
         tokenizer=tokenizer,
         chat_template=template,
-        context_length=config.context_length or hf.max_position_embeddings,
+        context_length=config.context_length or (pooling.max_length if pooling else hf.max_position_embeddings),
         vocab_size=hf.vocab_size,
         eos_token_ids=hf.eos_token_ids,
         page_size=config.page_size,
         defaults=sampling_defaults(checkpoint.folder) if config.sampling_defaults == "model" else {},
         created=int(time.time()),
         config=config,
+        pooling=pooling,
         **_parsers(config, template),
         **_names(checkpoint.folder),
     )

@@ -27,8 +27,9 @@ from raysgl.actors.engine_service import EngineService
 from raysgl.actors.step_channel import PlanFollower, PlanPublisher
 from raysgl.actors.transport import Endpoint, KeyPair, Transport
 from raysgl.config import EngineConfig
-from raysgl.engine.defaults import resolve_defaults
+from raysgl.engine.defaults import resolve_defaults, resolve_text_defaults
 from raysgl.engine.plan import StepPlan
+from raysgl.engine.pooling.texts import TextsConfig
 from raysgl.engine.scheduler import SchedulerConfig
 from raysgl.logs import set_logs
 from raysgl.messages import KVEvents, Load, LogSettings, Profile, ReplicaFacts, SetLogs
@@ -167,22 +168,30 @@ class ModelShard:
 
         from raysgl import distributed, models
         from raysgl.engine.background import BackgroundRunner
+        from raysgl.engine.pooling.runner import PoolingRunner
         from raysgl.engine.profiling import StepProfiler
         from raysgl.engine.runner import ModelRunner
+        from raysgl.models.pooling import pooling_spec
 
         spec, config = self._spec, self._config
         # Ray shows each shard one GPU, so it is always the first.
         device = torch.device("cuda:0" if spec.device == "cuda" else "cpu")
         self._progress(0.0, "resolving the model")
         self._checkpoint = models.resolve(config.model_path, config.revision, config.load_format, progress=self._progress)
-        self._limits = resolve_defaults(config, spec.device, self._checkpoint.config().max_position_embeddings)
+        self._pooling = pooling_spec(self._checkpoint.folder, config)
+        if self._pooling is None:
+            self._limits = resolve_defaults(config, spec.device, self._checkpoint.config().max_position_embeddings)
+        else:
+            self._limits = resolve_text_defaults(config, spec.device, self._pooling.max_length)
         group = distributed.single()
         if config.tp_size > 1:
             self._progress(0.0, "waiting for the other shards")
             store = self._store or TCPStore(rendezvous.host, rendezvous.store_port, config.tp_size, is_master=False)
             group = distributed.start(spec.rank, config.tp_size, device, store=store)
 
-        def make() -> ModelRunner:
+        def make() -> ModelRunner | PoolingRunner:
+            if self._pooling is not None:
+                return PoolingRunner(config, self._checkpoint, self._pooling, self._limits, device, self._progress)
             return ModelRunner(config, self._checkpoint, spec.rank, group, device, self._progress)
 
         self._runner = BackgroundRunner(make, samples=spec.rank == 0) if spec.device == "cpu" else make()
@@ -199,7 +208,7 @@ class ModelShard:
             self._publisher.wait_for_followers(FOLLOW_TIMEOUT_S)
         from raysgl.actors.grammars import make_grammars
 
-        self._grammars = make_grammars(config, self._checkpoint)
+        self._grammars = make_grammars(config, self._checkpoint) if self._pooling is None else None
         self._service = EngineService(
             spec.replica,
             spec.epoch,
@@ -221,6 +230,7 @@ class ModelShard:
             context_length=limits.context_length,
             max_running=limits.max_running,
             node=self._host,
+            task=self._pooling.kind if self._pooling else "generate",
         )
         endpoint = self._service.inbox.endpoint
         self._handle: ActorHandle = ray.get_runtime_context().current_actor
@@ -237,8 +247,10 @@ class ModelShard:
         self._service.start()
         return facts
 
-    def _scheduler_config(self) -> SchedulerConfig:
+    def _scheduler_config(self) -> SchedulerConfig | TextsConfig:
         config, limits = self._config, self._limits
+        if self._pooling is not None:
+            return TextsConfig(limits.context_length, limits.max_running, limits.max_queued, limits.step_tokens)
         return SchedulerConfig(
             page_size=config.page_size,
             num_pages=self._runner.num_pages,

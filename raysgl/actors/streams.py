@@ -53,9 +53,11 @@ class Stream:
         priority: int,
         session: str,
         on_abort: Callable[[list[LiveSequence]], None],
+        first_segment: int = 0,
     ):
         self.model, self.request_id, self.input_ids, self.sampling = model, request_id, input_ids, sampling
         self.page_hashes, self.extra_key, self.priority, self.session = page_hashes, extra_key, priority, session
+        self.first_segment = first_segment
         self.sequences = [LiveSequence(self, i) for i in range(sampling.n)]
         self._on_abort = on_abort
         self._news: list[tuple[int, SequenceOutput]] = []

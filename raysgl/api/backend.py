@@ -50,8 +50,13 @@ class Backend(Protocol):
         extra_key: str = "",
         priority: int = 0,
         session: str = "",
+        first_segment: int = 0,
     ) -> OutputStream:
-        """Start a prompt. Raises `QueueFull` or `Unavailable`. `sampling` is verified and complete (seed and max_new_tokens set)."""
+        """Start a prompt. Raises `QueueFull` or `Unavailable`. `sampling` is verified and complete (seed and max_new_tokens set).
+
+        A model with `pooling` answers with one output that has `numbers`; `sampling` is then as it is made. `first_segment`: see
+        `Submit`.
+        """
 
     def abort_request(self, request_id: str | None) -> int:
         """Abort the live request with exactly this id, or all (None), at whatever ingress. Returns how many were found at this one."""

@@ -22,6 +22,8 @@ from raysgl.api.errors import ApiError
 from raysgl.api.http import Handler
 from raysgl.api.keys import Access
 from raysgl.api.native_protocol import GenerateRequest
+from raysgl.api.pooling import answers, embeddings
+from raysgl.api.pooling.protocol import EmbeddingsRequest, EncodeRequest
 from raysgl.api.responses_api import endpoints as responses_api
 from raysgl.api.responses_api.protocol import ResponsesRequest
 from raysgl.api.service import Service
@@ -88,6 +90,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              requests=(CountTokensRequest,), response=responses.InputTokens),
     Endpoint(path="/generate", methods=("POST", "PUT"), handler=native.generate,
              requests=(GenerateRequest,), response=GENERATED, media=OR_STREAM),
+
+    Endpoint(path="/v1/embeddings", handler=embeddings.embeddings,
+             requests=(EmbeddingsRequest,), response=answers.Embeddings),
+    Endpoint(path="/encode", methods=("POST", "PUT"), handler=embeddings.encode,
+             requests=(EncodeRequest,), response=answers.Encoded | list[answers.Encoded]),
 
     Endpoint(path="/tokenize", handler=operations.tokenize, body_limit=TEXTS,
              requests=TOKENIZE, response=responses.TokenizeResponse),

@@ -73,7 +73,7 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
         raise bad_request("messages and input_ids exclude each other", "input_ids")
     if not request.messages and request.input_ids is None:
         raise bad_request("messages is required, but missing", "messages", "missing_required_parameter")
-    model = service.model(request.model)
+    model = service.generator(request.model)
     params, use = sampling_params(request, model), tool_use(request)
     cut = request.truncate_prompt_tokens
     if request.input_ids is None:
@@ -96,7 +96,7 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
 async def prepare_completion(service: Service, data: dict[str, Any]) -> Prepared:
     """The same for a text completion, whose prompts may be several, and token ids. ApiError."""
     request = validate(CompletionRequest, data)
-    model = service.model(request.model)
+    model = service.generator(request.model)
     params = sampling_params(request, model)
     prompts, cut, field = [], request.truncate_prompt_tokens, constraint_field(vars(request))
     async for item in in_turns(as_list(request.prompt, "prompt", texts=True, ids=True)):

@@ -45,7 +45,7 @@ def _model_info(model: ServedModel) -> dict[str, Any]:
         "model_path": model.model_path,
         "served_model_name": model.name,
         "tokenizer_path": settings.get("tokenizer_path") or model.model_path,
-        "is_generation": True,
+        "is_generation": model.pooling is None,
         "preferred_sampling_params": model.defaults or None,
         "weight_version": "default",
         "load_format": settings.get("load_format", "auto"),

@@ -82,7 +82,7 @@ async def prepare(
 ) -> tuple[GenerateRequest, Job, NativeStyle]:
     """Everything about a request that can be known before an engine sees it. ApiError."""
     request = validate(GenerateRequest, data)
-    model = service.model(request.model)
+    model = service.generator(request.model)
     given = [name for name in ("text", "input_ids") if getattr(request, name) is not None]
     if len(given) != 1:
         raise bad_request("exactly one of text and input_ids is needed", given[-1] if given else "text")

@@ -1,4 +1,4 @@
-"""GET /health_generate: does every model still generate?"""
+"""GET /health_generate: does every model still generate, or make vectors?"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def _one_token(service: Service, model: ServedModel) -> bool:
         return isinstance(error, QueueFull)
     try:
         news = await stream.get()
-        return any(output.token_ids for _, output in news)
+        return any(output.token_ids or output.numbers for _, output in news)
     finally:
         stream.abort()
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from raysgl.api.chat_template import ChatTemplate
     from raysgl.api.tokenizer import Tokenizer
     from raysgl.config import EngineConfig
+    from raysgl.models.pooling import PoolingSpec
 
 
 @dataclass
@@ -19,7 +20,7 @@ class ServedModel:
     `defaults` holds sampling parameters from generation_config.json, by `SamplingParams` name.
     `tool_call_parser` and `reasoning_parser` name formats of `raysgl.api.parsers`; None: what the model writes is not parsed.
     `eos_token_ids` end a sequence unless `ignore_eos`. `config`: what its engines were started with. `model_type` and
-    `architectures` are the checkpoint's own names.
+    `architectures` are the checkpoint's own names. `pooling`: what it makes of texts; None: it generates text.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ServedModel:
     reasoning_parser: str | None = None
     model_type: str = ""
     architectures: tuple[str, ...] = ()
+    pooling: PoolingSpec | None = None
 
     def token_limit(self) -> tuple[int, str]:
         """How many tokens prompt and answer can have together at most, and which limit that is."""

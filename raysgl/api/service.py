@@ -46,3 +46,30 @@ class Service:
         if name not in models:
             raise ApiError(403, f"The API key may not use the model {name!r}", param="model", code="model_not_allowed")
         return models[name]
+
+    def generator(self, name: str | None) -> ServedModel:
+        """`model`, which must be one that generates text. ApiError 400."""
+        model = self.model(name)
+        if model.pooling is not None:
+            raise _wrong_kind(f"{model.name!r} generates no text; {_use(model)}")
+        return model
+
+    def pooler(self, name: str | None, *tasks: str) -> ServedModel:
+        """`model`, which must be one that makes numbers of texts, by one of these `PoolingSpec` tasks. ApiError 400."""
+        model = self.model(name)
+        if model.pooling is None or model.pooling.task not in tasks:
+            makes = "vectors" if "embed" in tasks else "scores or labels"
+            raise _wrong_kind(f"{model.name!r} makes no {makes}; {_use(model)}")
+        return model
+
+
+def _wrong_kind(message: str) -> ApiError:
+    return bad_request(message, "model", "wrong_kind_of_model")
+
+
+def _use(model: ServedModel) -> str:
+    if model.pooling is None:
+        return "it generates text: use /v1/chat/completions or /v1/completions"
+    if model.pooling.task == "embed":
+        return "it makes vectors: use /v1/embeddings"
+    return "it scores texts: use /v1/rerank or /v1/score" if model.pooling.pairs else "it labels texts: use /v1/classify"

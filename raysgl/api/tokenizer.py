@@ -41,8 +41,9 @@ class Tokenizer:
         special_tokens: dict[str, str] | None = None,
         add_bos: bool | None = None,
         chat_template: object = None,
+        add_eos: bool = False,
     ):
-        """add_bos: whether encode puts BOS first; None leaves it to the post-processor of tokenizer.json.
+        """add_bos: whether encode puts BOS first; None leaves it to the post-processor of tokenizer.json. add_eos: it ends with EOS.
         chat_template: what tokenizer_config.json has under that name."""
         backend.no_truncation()
         backend.no_padding()
@@ -56,6 +57,7 @@ class Tokenizer:
         self.bos_id = self._id_of("bos_token")
         self.eos_id = self._id_of("eos_token")
         self.add_bos = add_bos
+        self.add_eos = add_eos and self.eos_id is not None
         bare, processed = (backend.encode("a", add_special_tokens=special).ids[:1] for special in (False, True))
         self._processor_adds_bos = processed == [self.bos_id] != bare
         self.kind, self.strips_leading_space = _decoder_kind(json.loads(backend.to_str())["decoder"])
@@ -78,7 +80,8 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         named = _read_json(folder / "special_tokens_map.json") | config
         special = {name: _text(named[name]) for name in SPECIAL_NAMES if named.get(name)}
-        return cls(backend, special, config.get("add_bos_token"), config.get("chat_template"))
+        add_eos = config.get("add_eos_token") is True
+        return cls(backend, special, config.get("add_bos_token"), config.get("chat_template"), add_eos)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -108,7 +111,14 @@ class Tokenizer:
                 del ids[0]
         if add_special_tokens and self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             del ids[0]
+        if add_special_tokens and self.add_eos and ids[-1:] != [self.eos_id]:
+            ids.append(self.eos_id)
         return ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Two texts as one, as the post-processor says: token ids, and the type (0 or 1) of each."""
+        encoding = self._backend.encode(first, second)
+        return encoding.ids, encoding.type_ids
 
     async def encode_async(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """`encode` that does not hold up the event loop for long texts."""

@@ -11,6 +11,11 @@ MAX_RUNNING = {"cuda": 256, "cpu": 64}
 STEP_TOKENS = {"cuda": 8192, "cpu": 512}
 QUEUED_PER_RUNNING = 4
 
+TEXTS = 256
+TEXT_STEP_TOKENS = {"cuda": 16384, "cpu": 2048}
+QUEUED_TEXTS = 16384
+"""Of models that make vectors. A request may have 2,048 texts; one that waits is a few hundred bytes."""
+
 
 @dataclass(frozen=True)
 class EngineLimits:
@@ -46,6 +51,19 @@ def resolve_defaults(config: EngineConfig, device: str, context_length: int) -> 
         context_length=config.context_length or context_length,
         group_prefixes=device == "cuda" and not config.disable_radix_cache and not config.disable_cascade_attention,
         cpu_threads=config.cpu_threads or max(1, usable_cores() // config.tp_size),
+    )
+
+
+def resolve_text_defaults(config: EngineConfig, device: str, context_length: int) -> EngineLimits:
+    """The same for a model that makes vectors: a step computes whole texts, `max_running` of them at most."""
+    queued, tokens = config.max_queued_requests, config.chunked_prefill_size
+    return EngineLimits(
+        max_running=config.max_running_requests or TEXTS,
+        max_queued=QUEUED_TEXTS if queued is None else queued,
+        step_tokens=max(0, TEXT_STEP_TOKENS[device] if tokens is None else tokens),
+        context_length=config.context_length or context_length,
+        group_prefixes=False,
+        cpu_threads=config.cpu_threads or usable_cores(),
     )
 
 

@@ -11,14 +11,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import msgspec
 
+from raysgl.engine.outputs import Outputs
 from raysgl.engine.plan import PendingStep, Runner, StepPlan
-from raysgl.engine.plan_builder import Step
 from raysgl.engine.rates import Rates
-from raysgl.engine.scheduler import Scheduler
 from raysgl.messages import (
     Abort,
     AbortRequest,
@@ -27,12 +27,14 @@ from raysgl.messages import (
     FlushCache,
     KVEvent,
     Load,
+    PagesStored,
     Profile,
     SequenceOutput,
     SetLogs,
     Submit,
     ToEngine,
 )
+from raysgl.sampling.token_masks import TokenMasks
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,59 @@ STALL_S = 0.002
 """How long it sleeps when there is work, but none of it can be planned: grammars are being compiled."""
 
 
+class PlannedStep(Protocol):
+    """One forward pass as its scheduler sees it. plan: what the runner gets."""
+
+    @property
+    def plan(self) -> Any: ...
+
+    @property
+    def num_prefill_tokens(self) -> int: ...
+
+    @property
+    def num_decode_tokens(self) -> int: ...
+
+
+class Planner(Protocol):
+    """What the loop asks of a scheduler: `raysgl.engine.scheduler.Scheduler`, or that of models that make vectors
+    (`raysgl.engine.pooling.texts.TextScheduler`)."""
+
+    outputs: Outputs
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to plan, now or soon."""
+
+    def add(self, submit: Submit) -> None: ...
+
+    def abort(self, ingress: str, uids: list[int]) -> None: ...
+
+    def abort_request(self, asking: str, request_id: str | None) -> None: ...
+
+    def abort_ingress(self, ingress: str) -> None: ...
+
+    def flush(self) -> tuple[bool, str]:
+        """Drop what is cached: whether it was done, and a sentence about it."""
+
+    def schedule(self) -> Any:
+        """The next step (a `PlannedStep`); None: there is nothing to run now."""
+
+    def masks(self, step: Any) -> TokenMasks | None:
+        """For a guided step."""
+
+    def process(self, step: Any, result: Any) -> None:
+        """Take in what the step's runner says."""
+
+    def load(self) -> Load:
+        """Without rates."""
+
+    def stored(self) -> Iterable[PagesStored]:
+        """All that is cached."""
+
+    def next_period(self) -> None:
+        """Half a minute is over."""
+
+
 class EngineLoop:
     """Drives one scheduler and one runner.
 
@@ -62,7 +117,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: Planner,
         runner: Runner,
         receive: Callable[[float], list[ToEngine]],
         emit: Callable[[dict[str, list[SequenceOutput]]], None],
@@ -77,8 +132,8 @@ class EngineLoop:
         self._receive, self._emit, self._publish, self._broadcast, self._answer = receive, emit, publish, broadcast, answer
         self._command = command
         self._depth = 1 if overlap else 0
-        self._launched: deque[tuple[Step, PendingStep]] = deque()
-        self._guided: Step | None = None
+        self._launched: deque[tuple[PlannedStep, PendingStep]] = deque()
+        self._guided: PlannedStep | None = None
         self._stalled = False
         self._rates = Rates()
         self._events: list[KVEvent] = []
@@ -203,7 +258,7 @@ class EngineLoop:
             self._emit(outputs)
         if time.monotonic() > self._next_period:
             self._next_period += PERIOD_S
-            self.scheduler.tree.period += 1
+            self.scheduler.next_period()
         events, self._events = self._events, []
         self._publish(events, self.load())
 
@@ -212,7 +267,7 @@ class EngineLoop:
         for ingress, news in outputs.items():
             for output in news:
                 arrived = self._arrived.pop((ingress, output.uid), None)
-                if arrived is not None and output.token_ids:
+                if arrived is not None and (output.token_ids or output.numbers):
                     self._rates.first_token(time.monotonic() - arrived)
         if self.idle:
             self._arrived.clear()

@@ -15,7 +15,7 @@ Invariant (`check`): free pages + pages in the tree + pages owned by running seq
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from raysgl.cache.page_pool import PagePool
@@ -30,7 +30,7 @@ from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.grammar.interface import Grammars
-from raysgl.messages import Finish, KVEvent, Load, SequenceOutput, Submit, TokenLogprob, unpack_ids
+from raysgl.messages import Finish, KVEvent, Load, PagesStored, SequenceOutput, Submit, TokenLogprob, unpack_ids
 from raysgl.sampling.token_masks import TokenMasks
 
 HOT_PERIODS = 10
@@ -449,6 +449,14 @@ class Scheduler:
         stats.steps = self._steps
         stats.hot_pages = self.tree.hot_pages(HOT_PERIODS)
         return stats
+
+    def stored(self) -> Iterable[PagesStored]:
+        """All that is cached."""
+        return self.tree.stored()
+
+    def next_period(self) -> None:
+        """Of `HOT_PERIODS`."""
+        self.tree.period += 1
 
     def check(self) -> None:
         """Raise AssertionError unless every page is accounted for exactly once."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from raysgl.models import hf_config
+from raysgl.models.encoder_config import EncoderConfig
 from raysgl.models.gguf_cache import converted_folder
 from raysgl.models.hf_config import HFConfig, ModelError
 
@@ -38,7 +39,7 @@ class Checkpoint:
     weights: Literal["safetensors", "gguf", "dummy"]
     files: tuple[Path, ...] = ()
 
-    def config(self) -> HFConfig:
+    def config(self) -> HFConfig | EncoderConfig:
         """Raises `ModelError` if the model is of a kind that raysgl does not support."""
         return hf_config.read(self.folder)
 

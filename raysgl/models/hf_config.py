@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysgl.models.registry import ARCHITECTURES
+from raysgl.models import encoder_config
+from raysgl.models.encoder_config import EncoderConfig
+from raysgl.models.registry import ARCHITECTURES, ENCODERS, decoder_of
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 ACTIVATIONS = ("silu", "swish")
@@ -93,7 +95,7 @@ class HFConfig:
             raise ModelError(f"tp_size is {tp_size}, but must divide the model's intermediate_size {self.intermediate_size}")
 
 
-def read(folder: Path) -> HFConfig:
+def read(folder: Path) -> HFConfig | EncoderConfig:
     """Parse a checkpoint folder's config.json (and generation_config.json). Raises `ModelError`."""
     path = folder / "config.json"
     if not path.is_file():
@@ -109,12 +111,17 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
 
 
-def parse(config: dict[str, Any], generation: dict[str, Any] | None = None) -> HFConfig:
-    """Raises `ModelError` for architectures, quantisations, activations and rope scalings that are not supported."""
+def parse(config: dict[str, Any], generation: dict[str, Any] | None = None) -> HFConfig | EncoderConfig:
+    """Raises `ModelError` for architectures, quantisations, activations and rope scalings that are not supported.
+
+    A decoder without its output layer (LlamaModel, ...ForSequenceClassification) is described as the one with it.
+    """
     architecture = _architecture(config)
     quantised = config.get("quantization_config")
     if quantised:
         raise ModelError(f"the model is quantised with {quantised.get('quant_method')}, which raysgl does not support")
+    if architecture in ENCODERS:
+        return _encoder(config, architecture)
     try:
         heads = config["num_attention_heads"]
         layers = config["num_hidden_layers"]
@@ -148,13 +155,29 @@ def parse(config: dict[str, Any], generation: dict[str, Any] | None = None) -> H
         raise ModelError(f"the model's config.json has no {error}") from None
 
 
+def supported(architecture: str) -> bool:
+    """Whether models of this name can be served, as whatever they are."""
+    return architecture in ENCODERS or decoder_of(architecture) is not None
+
+
 def _architecture(config: dict[str, Any]) -> str:
     names = config.get("architectures") or []
     for name in names:
-        if name in ARCHITECTURES:
-            return name
+        if supported(name):
+            return decoder_of(name) or name
     found = " and ".join(names) or f"of unnamed architecture (model_type {config.get('model_type')!r})"
-    raise ModelError(f"the model is {found}, but raysgl supports {', '.join(sorted(ARCHITECTURES))}")
+    raise ModelError(
+        f"the model is {found}, but raysgl supports {', '.join(sorted(ARCHITECTURES))}, and to make vectors {', '.join(sorted(ENCODERS))}"
+    )
+
+
+def _encoder(config: dict[str, Any], architecture: str) -> EncoderConfig:
+    try:
+        return encoder_config.parse(config, architecture)
+    except KeyError as error:
+        raise ModelError(f"the model's config.json has no {error}") from None
+    except ValueError as error:
+        raise ModelError(str(error)) from None
 
 
 def _rope(config: dict[str, Any]) -> Rope:

@@ -12,8 +12,30 @@ ARCHITECTURES: dict[str, str] = {
 }
 """config.json's `architectures` -> import path of the model class."""
 
+ENCODERS: dict[str, str] = {
+    f"{family}{kind}": "raysgl.models.bert:BertEncoder"
+    for family in ("Bert", "Roberta", "XLMRoberta")
+    for kind in ("Model", "ForSequenceClassification", "ForMaskedLM")
+}
+"""The same for models that make a vector of a text, and see it in both directions."""
+
+CAUSAL = "ForCausalLM"
+WITHOUT_OUTPUT = ("Model", "ForSequenceClassification")
+"""How checkpoints call a decoder that has something else than an output layer over the vocabulary, or nothing."""
+
+
+def decoder_of(architecture: str) -> str | None:
+    """The name in `ARCHITECTURES` of the decoder that this is, with whatever on top of it; None: it is none."""
+    if architecture in ARCHITECTURES:
+        return architecture
+    for end in WITHOUT_OUTPUT:
+        causal = architecture.removesuffix(end) + CAUSAL
+        if architecture.endswith(end) and causal in ARCHITECTURES:
+            return causal
+    return None
+
 
 def model_class(architecture: str) -> type:
     """The nn.Module class of an architecture that `hf_config.parse` has accepted."""
-    module, _, attribute = ARCHITECTURES[architecture].partition(":")
+    module, _, attribute = (ARCHITECTURES | ENCODERS)[architecture].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -134,7 +134,7 @@ def fill_random(model: nn.Module, seed: int, progress: Progress | None = None) -
     parameters: list[tuple[str, nn.Parameter]] = list(model.named_parameters())
     generator = torch.Generator(device=parameters[0][1].device).manual_seed(seed)
     for count, (name, parameter) in enumerate(parameters, 1):
-        if name.endswith("norm.weight"):
+        if name.lower().endswith("norm.weight"):
             parameter.fill_(1.0)
         else:
             spread = 0.02 if name.endswith(".bias") else 1 / math.sqrt(parameter.shape[-1])

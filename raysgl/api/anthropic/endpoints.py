@@ -30,7 +30,7 @@ def count_tokens(service: Service) -> Handler:
         data = parse_json(await read_body(headers, receive))
         request = validate(CountTokensRequest, data)
         with renaming(RENAMED):
-            _, _, prompts, _ = await prepare_chat(service, to_chat(request, service.model(request.model)))
+            _, _, prompts, _ = await prepare_chat(service, to_chat(request, service.generator(request.model)))
         await reply.whole(orjson.dumps({"input_tokens": len(prompts[0].input_ids)}))
 
     return handle
@@ -39,4 +39,4 @@ def count_tokens(service: Service) -> Handler:
 async def _prepare(service: Service, data: dict[str, Any]) -> Prepared:
     request = validate(MessagesRequest, data)
     with renaming(RENAMED):
-        return await prepare_chat(service, to_chat(request, service.model(request.model)))
+        return await prepare_chat(service, to_chat(request, service.generator(request.model)))
