@@ -141,6 +141,10 @@ def test_every_request_field_is_documented():
         MessagesRequest,
         pooling.EmbeddingsRequest,
         pooling.EncodeRequest,
+        pooling.RerankRequest,
+        pooling.ScoreRequest,
+        pooling.LabelScoreRequest,
+        pooling.ClassifyRequest,
         native_protocol.GenerateRequest,
         native_protocol.NativeSampling,
     )

@@ -22,8 +22,15 @@ from raysgl.api.errors import ApiError
 from raysgl.api.http import Handler
 from raysgl.api.keys import Access
 from raysgl.api.native_protocol import GenerateRequest
-from raysgl.api.pooling import answers, embeddings
-from raysgl.api.pooling.protocol import EmbeddingsRequest, EncodeRequest
+from raysgl.api.pooling import answers, classify, embeddings, ranking
+from raysgl.api.pooling.protocol import (
+    ClassifyRequest,
+    EmbeddingsRequest,
+    EncodeRequest,
+    LabelScoreRequest,
+    RerankRequest,
+    ScoreRequest,
+)
 from raysgl.api.responses_api import endpoints as responses_api
 from raysgl.api.responses_api.protocol import ResponsesRequest
 from raysgl.api.service import Service
@@ -95,6 +102,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              requests=(EmbeddingsRequest,), response=answers.Embeddings),
     Endpoint(path="/encode", methods=("POST", "PUT"), handler=embeddings.encode,
              requests=(EncodeRequest,), response=answers.Encoded | list[answers.Encoded]),
+    Endpoint(path="/v1/rerank", methods=("POST", "PUT"), handler=ranking.rerank,
+             requests=(RerankRequest,), response=answers.Ranked),
+    Endpoint(path="/rerank", handler=ranking.rerank, hidden=True),
+    Endpoint(path="/v2/rerank", handler=ranking.rerank, hidden=True),
+    Endpoint(path="/v1/score", handler=ranking.score,
+             requests=(ScoreRequest, LabelScoreRequest), response=answers.Scores | answers.LabelScores),
+    Endpoint(path="/score", handler=ranking.score, hidden=True),
+    Endpoint(path="/v1/classify", handler=classify.classify,
+             requests=(ClassifyRequest, EncodeRequest), response=answers.CLASSIFIED),
+    Endpoint(path="/classify", methods=("POST", "PUT"), handler=classify.classify, hidden=True),
 
     Endpoint(path="/tokenize", handler=operations.tokenize, body_limit=TEXTS,
              requests=TOKENIZE, response=responses.TokenizeResponse),

@@ -54,13 +54,15 @@ class Service:
             raise _wrong_kind(f"{model.name!r} generates no text; {_use(model)}")
         return model
 
-    def pooler(self, name: str | None, *tasks: str) -> ServedModel:
-        """`model`, which must be one that makes numbers of texts, by one of these `PoolingSpec` tasks. ApiError 400."""
+    def pooler(self, name: str | None, *kinds: str) -> ServedModel:
+        """`model`, which must be of one of these kinds (`PoolingSpec.kind`). ApiError 400."""
         model = self.model(name)
-        if model.pooling is None or model.pooling.task not in tasks:
-            makes = "vectors" if "embed" in tasks else "scores or labels"
-            raise _wrong_kind(f"{model.name!r} makes no {makes}; {_use(model)}")
+        if model.pooling is None or model.pooling.kind not in kinds:
+            raise _wrong_kind(f"{model.name!r} makes no {MAKES[kinds[0]]}; {_use(model)}")
         return model
+
+
+MAKES = {"embed": "vectors", "classify": "labels", "score": "scores of two texts"}
 
 
 def _wrong_kind(message: str) -> ApiError:
@@ -70,6 +72,6 @@ def _wrong_kind(message: str) -> ApiError:
 def _use(model: ServedModel) -> str:
     if model.pooling is None:
         return "it generates text: use /v1/chat/completions or /v1/completions"
-    if model.pooling.task == "embed":
+    if model.pooling.kind == "embed":
         return "it makes vectors: use /v1/embeddings"
     return "it scores texts: use /v1/rerank or /v1/score" if model.pooling.pairs else "it labels texts: use /v1/classify"

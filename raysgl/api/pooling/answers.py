@@ -44,3 +44,68 @@ class Encoded(BaseModel):
 
     embedding: list[float]
     meta_info: NumbersInfo
+
+
+class RankedText(BaseModel):
+    text: str
+
+
+class RankedDocument(BaseModel):
+    """index: in the request's documents."""
+
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class Ranked(BaseModel):
+    """results: best first."""
+
+    id: str
+    object: str
+    model: str
+    results: list[RankedDocument]
+    usage: Usage
+
+
+class Score(BaseModel):
+    index: int
+    object: str
+    score: float
+
+
+class Scores(BaseModel):
+    id: str
+    object: str
+    created: int
+    model: str
+    data: list[Score]
+    usage: Usage
+
+
+class LabelScores(BaseModel):
+    """scores: for each item one of each label."""
+
+    scores: list[list[float]]
+    model: str
+    usage: Usage
+    object: str
+
+
+class Label(BaseModel):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Classified(BaseModel):
+    id: str
+    object: str
+    created: int
+    model: str
+    data: list[Label]
+    usage: Usage
+
+
+CLASSIFIED = Classified | Encoded | list[Encoded]
