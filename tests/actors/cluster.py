@@ -34,13 +34,16 @@ class SlowRunner(SimulatedRunner):
 
 
 class LocalEngine:
-    def __init__(self, cluster, name, epoch=1, num_pages=256, max_running=8, max_queued=1000, step_s=0.0):
+    def __init__(
+        self, cluster, name, epoch=1, num_pages=256, max_running=8, max_queued=1000, step_s=0.0, runner=None, config=None
+    ):
+        """runner, config: of a model that does not generate."""
         self.transport = Transport(HOST, cluster.keys)
-        self.runner = SlowRunner(num_pages, PAGE, max_running)
+        self.runner = runner or SlowRunner(num_pages, PAGE, max_running)
         self.runner.step_s = step_s
         self.cluster = cluster
         self.failed = []
-        config = SchedulerConfig(
+        config = config or SchedulerConfig(
             page_size=PAGE,
             num_pages=num_pages,
             context_length=10**6,
