@@ -27,7 +27,7 @@ def raysgl(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "serve", "check", "chat", "bench", "bench serve", "bench cpu", "bench startup", "bench stream"],
+    ["", "serve", "check", "chat", "bench", "bench serve", "bench workloads", "bench cpu", "bench startup", "bench stream"],
 )
 def test_help(command):
     done = raysgl(*command.split(), "--help")

@@ -28,6 +28,7 @@ OPTIONAL = {
     "vllm_flash_attn",
     "flash_attn_interface",
     "accelerate",
+    "matplotlib",
 }
 
 

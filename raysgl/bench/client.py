@@ -9,7 +9,7 @@ import asyncio
 import json
 import urllib.parse
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class HTTPFailure(Exception):
@@ -22,21 +22,24 @@ class HTTPFailure(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a server is."""
+    """Where a server is, and the key that it wants ("": none)."""
 
     scheme: str
     host: str
     port: int
     prefix: str
+    api_key: str = field(default="", repr=False)
 
     @classmethod
-    def parse(cls, url: str) -> Target:
+    def parse(cls, url: str, api_key: str = "") -> Target:
         """From http(s)://host[:port][/prefix]; a trailing /v1 is dropped. Raises ValueError."""
         parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not an http address")
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        return cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/").removesuffix("/v1"))
+        if not api_key.isprintable() or not api_key.isascii():
+            raise ValueError("the API key has characters that a header cannot carry")
+        return cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/").removesuffix("/v1"), api_key)
 
 
 async def events(target: Target, path: str, body: dict) -> AsyncIterator[bytes]:
@@ -48,7 +51,7 @@ async def events(target: Target, path: str, body: dict) -> AsyncIterator[bytes]:
             raise HTTPFailure(status, (await _rest(reader, headers)).decode(errors="replace")[:500])
         buffer = b""
         async for piece in _pieces(reader, headers):
-            buffer += piece
+            buffer += piece.replace(b"\r", b"")  # some servers end lines with \r\n; JSON has no bare \r
             while (end := buffer.find(b"\n\n")) >= 0:
                 event, buffer = buffer[:end], buffer[end + 2 :]
                 if not event.startswith(b"data: "):
@@ -83,8 +86,9 @@ async def _send(target: Target, method: str, path: str, body: dict | None) -> tu
     except OSError as error:
         raise HTTPFailure(0, f"cannot connect to {target.host}:{target.port}: {error.strerror or error}") from None
     data = json.dumps(body).encode() if body is not None else b""
+    key = f"Authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
     head = (
-        f"{method} {target.prefix}{path} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\nConnection: close\r\n"
+        f"{method} {target.prefix}{path} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\nConnection: close\r\n{key}"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     writer.write(head.encode() + data)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from raysgl.bench import load
 from raysgl.bench.client import Target
+from raysgl.bench.dialects import Asking
+from raysgl.bench.progress import Stage
 from raysgl.bench.report import Report, percentile
 
 ITEM = {
@@ -35,7 +36,7 @@ class Settings:
     temperature: float
 
 
-async def run(url: str, model: str | None, settings: Settings, stage: Callable[[str], None]) -> Report:
+async def run(url: str, model: str | None, settings: Settings, stage: Stage) -> Report:
     """Output rates of both, and their ratio. ValueError where requests fail or end early."""
     target = Target.parse(url)
     name = model or await load.first_model(target)
@@ -46,8 +47,8 @@ async def run(url: str, model: str | None, settings: Settings, stage: Callable[[
         for kind, body in bodies.items():
             stage(f"{kind}, round {turn} of {settings.rounds}")
             prompts = await load.make_prompts(target, name, settings.batch, settings.input_len, seed=turn)
-            extra = body | {"temperature": settings.temperature}
-            done = await load.run(target, name, prompts, settings.output_len, settings.batch, extra=extra)
+            asking = Asking(name, extra=body | {"temperature": settings.temperature})
+            done = await load.run(target, asking, prompts, settings.output_len, settings.batch)
             short = [c for c in done.good if c.output_tokens < settings.output_len]
             if done.errors or short:
                 raise ValueError(done.errors[0] if done.errors else f"{len(short)} {kind} answers ended early")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from raysgl.bench import baseline, load, server
+from raysgl.bench.dialects import Asking
+from raysgl.bench.progress import Stage
 from raysgl.bench.report import Report
 
 GOALS = {"one_stream_ratio": 0.9, "many_streams_ratio": 4.0, "shared_prefix_ratio": 5.0}
@@ -32,7 +33,7 @@ class Settings:
     questions: int = 16
 
 
-def run(settings: Settings, stage: Callable[[str], None]) -> Report:
+def run(settings: Settings, stage: Stage) -> Report:
     """Measure everything; `stage` hears what is being done. Raises `ServerFailed`, `RuntimeError` or `HTTPFailure`."""
     from raysgl.models.checkpoint import resolve
 
@@ -87,15 +88,15 @@ def _ratio(report: Report, key: str, what: str, value: float) -> None:
 async def _streams(target: load.Target, settings: Settings, count: int, concurrency: int, seed: int) -> load.Run:
     """Different prompts, after a short warm-up with others."""
     prompts = await load.make_prompts(target, "bench", count + 1, settings.input_len, seed=seed)
-    await load.complete(target, "bench", prompts.pop(), 8)
-    return _checked(await load.run(target, "bench", prompts, settings.output_len, concurrency))
+    await load.complete(target, Asking("bench"), prompts.pop(), 8)
+    return _checked(await load.run(target, Asking("bench"), prompts, settings.output_len, concurrency))
 
 
 async def _questions(target: load.Target, settings: Settings) -> load.Run:
     """The same prefix with different questions, one after the other."""
     length = settings.prefix_len + settings.question_len
     prompts = await load.make_prompts(target, "bench", settings.questions, length, shared=settings.prefix_len, seed=3)
-    return _checked(await load.run(target, "bench", prompts, settings.answer_len, 1))
+    return _checked(await load.run(target, Asking("bench"), prompts, settings.answer_len, 1))
 
 
 def _checked(run: load.Run) -> load.Run:

@@ -1,4 +1,4 @@
-"""Many completions at a time against a server, and what they took."""
+"""Requests to a server from this process, many at a time, and what they took. `raysgl.bench.fleet` does it from several processes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from raysgl.bench.client import HTTPFailure, Target, events, request
-from raysgl.bench.report import Report, percentile
+from raysgl.bench.dialects import DIALECTS, Asking, Completion, Prompt
 
 TEXT = (
     "The harbour lay quiet before dawn, and the first boats went out past the lighthouse while the town was still asleep. "
@@ -21,34 +21,12 @@ TEXT = (
 
 
 @dataclass
-class Completion:
-    """One request's course; times are time.perf_counter() seconds. `error` is empty when all went well."""
-
-    started: float
-    arrivals: list[float] = field(default_factory=list)
-    ended: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    error: str = ""
-
-    @property
-    def ttft(self) -> float:
-        return self.arrivals[0] - self.started
-
-    @property
-    def tpot(self) -> float:
-        """Seconds per token after the first."""
-        return (self.arrivals[-1] - self.arrivals[0]) / max(1, self.output_tokens - 1)
-
-
-@dataclass
 class Run:
-    """What a load run measured."""
+    """What a load run measured. busiest: the largest share of a core that a client process used (0.0: not measured)."""
 
     completions: list[Completion]
     seconds: float
+    busiest: float = 0.0
 
     @property
     def good(self) -> list[Completion]:
@@ -63,85 +41,57 @@ class Run:
         """Output tokens per second, of all streams together."""
         return sum(c.output_tokens for c in self.good) / self.seconds
 
-    def add_to(self, report: Report) -> None:
-        """Append the usual figures to a report, times in milliseconds."""
-        good = self.good
-        gaps = [after - before for c in good for before, after in zip(c.arrivals, c.arrivals[1:], strict=False)]
-        report.add("requests", "requests", len(self.completions))
-        report.add("errors", "errors", len(self.errors), self.errors[0][:80] if self.errors else "")
-        report.add("seconds", "duration", self.seconds, "s")
-        report.add("request_rate", "throughput", len(good) / self.seconds, "requests/s")
-        report.add("output_rate", "throughput", self.output_rate, "output tokens/s")
-        report.add("prompt_tokens", "prompt tokens", sum(c.prompt_tokens for c in good))
-        report.add("cached_tokens", "of them cached", sum(c.cached_tokens for c in good))
-        report.add("output_tokens", "output tokens", sum(c.output_tokens for c in good))
-        for key, name, values in (
-            ("ttft", "time to first token", [c.ttft for c in good]),
-            ("tpot", "time per output token", [c.tpot for c in good]),
-            ("itl", "between chunks", gaps),
-            ("e2e", "whole request", [c.ended - c.started for c in good]),
-        ):
-            for label, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
-                report.add(f"{key}_{label}_ms", f"{name}, {label}", 1000 * percentile(values, share), "ms")
 
+async def complete(target: Target, asking: Asking, prompt: Prompt, tokens: int) -> Completion:
+    """One greedy answer of `tokens` tokens. Failures are in `error`.
 
-async def complete(
-    target: Target,
-    model: str,
-    prompt: list[int] | str,
-    max_tokens: int,
-    *,
-    return_token_ids: bool = False,
-    extra: dict | None = None,
-) -> Completion:
-    """One greedy streamed completion of exactly `max_tokens` tokens. Failures are in `error`. extra: other fields of its body."""
-    body: dict = {"return_token_ids": True} if return_token_ids else {}
-    body |= {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    body |= extra or {}
-    result = Completion(started=time.perf_counter())
+    Where the server does not say how many tokens it made, events count.
+    """
+    dialect = DIALECTS[asking.backend]
+    body = dialect.body(asking, prompt, tokens)
+    result = Completion(started=time.perf_counter(), asked=tokens)
+
+    def take(data: bytes) -> None:
+        now = time.perf_counter()
+        event = json.loads(data)
+        if event.get("error"):
+            raise HTTPFailure(0, str(event["error"]))
+        if dialect.read(event, asking, result):
+            result.arrivals.append(now)
+
     try:
-        async for data in events(target, "/v1/completions", body):
-            now = time.perf_counter()
-            event = json.loads(data)
-            if "error" in event:
-                raise HTTPFailure(0, str(event["error"]))
-            if choices := event.get("choices"):
-                result.arrivals.append(now)
-                result.token_ids += choices[0].get("token_ids") or ()
-            if usage := event.get("usage"):
-                result.prompt_tokens = usage["prompt_tokens"]
-                result.output_tokens = usage["completion_tokens"]
-                result.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+        if asking.stream:
+            async for data in events(target, dialect.path, body):
+                take(data)
+        else:
+            status, whole = await request(target, "POST", dialect.path, body)
+            if status != 200:
+                raise HTTPFailure(status, whole.decode(errors="replace")[:500])
+            take(whole)
     except HTTPFailure as failure:
         result.error = str(failure)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        result.error = f"{dialect.path} answered with something else than the backend {asking.backend} does: {error!r}"
     result.ended = time.perf_counter()
+    result.output_tokens = result.output_tokens or len(result.arrivals)
     return result
 
 
 async def run(
     target: Target,
-    model: str,
+    asking: Asking,
     prompts: list[list[int]],
-    max_tokens: int,
+    tokens: int,
     concurrency: int,
     progress: Callable[[int], None] = lambda done: None,
-    extra: dict | None = None,
 ) -> Run:
-    """All prompts, `concurrency` at a time. extra: as `complete`'s."""
+    """All prompts, `concurrency` at a time."""
     waiting = iter(prompts)
     completions: list[Completion] = []
 
     async def worker() -> None:
         for prompt in waiting:
-            completions.append(await complete(target, model, prompt, max_tokens, extra=extra))
+            completions.append(await complete(target, asking, prompt, tokens))
             progress(len(completions))
 
     started = time.perf_counter()
@@ -151,20 +101,26 @@ async def run(
 
 async def first_model(target: Target) -> str:
     """The model that a server lists first. Raises `HTTPFailure`."""
-    status, body = await request(target, "GET", "/v1/models")
+    return (await _answer(target, "GET", "/v1/models"))["data"][0]["id"]
+
+
+async def tokenize(target: Target, model: str, text: str) -> list[int]:
+    """By the server's /tokenize, as raysgl, SGLang and vLLM have it. Raises `HTTPFailure`."""
+    return (await _answer(target, "POST", "/tokenize", {"model": model, "prompt": text, "add_special_tokens": False}))["tokens"]
+
+
+async def flush(target: Target) -> None:
+    """Empty the server's prefix cache, as raysgl and SGLang can. ValueError where it does not."""
+    status, answer = await request(target, "POST", "/flush_cache")
     if status != 200:
-        raise HTTPFailure(status, body.decode(errors="replace")[:500])
-    return json.loads(body)["data"][0]["id"]
+        raise ValueError(f"the server did not flush its cache: HTTP {status}: {answer.decode(errors='replace')[:200]}")
 
 
 async def make_prompts(
     target: Target, model: str, count: int, length: int, *, shared: int = 0, seed: int = 0
 ) -> list[list[int]]:
     """`count` prompts of `length` token ids, the first `shared` of them the same in all. Raises `HTTPFailure`."""
-    status, body = await request(target, "POST", "/tokenize", {"model": model, "prompt": TEXT, "add_special_tokens": False})
-    if status != 200:
-        raise HTTPFailure(status, body.decode(errors="replace")[:500])
-    return shuffled_prompts(json.loads(body)["tokens"], count, length, shared=shared, seed=seed)
+    return shuffled_prompts(await tokenize(target, model, TEXT), count, length, shared=shared, seed=seed)
 
 
 def shuffled_prompts(ids: list[int], count: int, length: int, *, shared: int = 0, seed: int = 0) -> list[list[int]]:
@@ -172,3 +128,10 @@ def shuffled_prompts(ids: list[int], count: int, length: int, *, shared: int = 0
     draw = random.Random(seed)
     prefix = draw.choices(ids, k=shared)
     return [prefix + draw.choices(ids, k=length - shared) for _ in range(count)]
+
+
+async def _answer(target: Target, method: str, path: str, body: dict | None = None) -> dict:
+    status, answer = await request(target, method, path, body)
+    if status != 200:
+        raise HTTPFailure(status, answer.decode(errors="replace")[:500])
+    return json.loads(answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,11 @@ PACKAGES = ("raysgl", "ray", "torch", "transformers", "uvicorn", "pyzmq")
 
 @dataclass
 class Report:
-    """`rows` are (what, figure, unit or note); `data` holds every figure under a stable name for --json."""
+    """`rows` are (what, figure, unit or note), `tables` (columns, rows, caption); `data` holds every figure under a stable name."""
 
     title: str
     rows: list[tuple[str, str, str]] = field(default_factory=list)
+    tables: list[tuple[list[str], list[list[str]], str]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
 
     def add(self, key: str, what: str, value: float | str, note: str = "") -> None:
@@ -31,26 +33,51 @@ class Report:
         self.rows.append((what, shown, note))
         self.data[key] = value
 
+    def table(self, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
+        """A table below the figures. The first column is text, the others are numbers."""
+        self.tables.append((columns, rows, caption))
+
+    def as_json(self) -> str:
+        return json.dumps({"benchmark": self.title, **environment(), "figures": self.data}, indent=2)
+
     def show(self, as_json: bool) -> None:
         """Print to stdout."""
         if as_json:
-            print(json.dumps({"benchmark": self.title, **environment(), "figures": self.data}, indent=2))
+            print(self.as_json())
             return
         console = Console()
         for name, value in environment().items():
             console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
-        table = Table(title=self.title, title_justify="left")
-        table.add_column("")
-        table.add_column("figure", justify="right")
-        table.add_column("")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(self.title, highlight=False, soft_wrap=True, style="italic")
+        if self.rows:
+            table = Table()
+            table.add_column("")
+            table.add_column("figure", justify="right")
+            table.add_column("")
+            for row in self.rows:
+                table.add_row(*row)
+            console.print(table)
+        for columns, rows, caption in self.tables:
+            table = Table(caption=caption or None, caption_justify="left", padding=(0, 0))
+            for i, column in enumerate(columns):
+                table.add_column(column, justify="right" if i else "left", no_wrap=True)
+            for line in rows:
+                table.add_row(*line)
+            console.print(table)
 
 
 def environment() -> dict[str, str]:
     """What the figures depend on: machine, versions, command."""
-    return {"machine": machine(), "versions": versions(), "command": "raysgl " + " ".join(sys.argv[1:])}
+    return {"machine": machine(), "versions": versions(), "command": "raysgl " + _command(sys.argv[1:])}
+
+
+def _command(words: list[str]) -> str:
+    """As it can be typed, but for what is secret."""
+    hidden = [
+        "--api-key=***" if word.startswith("--api-key=") else "***" if before == "--api-key" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+    return shlex.join(hidden)
 
 
 def machine() -> str:

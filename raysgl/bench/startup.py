@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
 
 from raysgl.bench import load, server
+from raysgl.bench.dialects import Asking
+from raysgl.bench.progress import Stage
 from raysgl.bench.report import Report
 
 
-def run(model_path: str, repeats: int, stage: Callable[[str], None]) -> Report:
+def run(model_path: str, repeats: int, stage: Stage) -> Report:
     """Start, ask one token, stop; `repeats` times after a first round that warms the page cache."""
     rounds: list[tuple[float, float, float]] = []
     for turn in range(repeats + 1):
         stage(f"round {turn} of {repeats}" if turn else "warming up")
         with server.running({"model_path": model_path, "served_model_name": "bench"}) as running:
             asked = time.perf_counter()
-            answer = asyncio.run(load.complete(running.target, "bench", "Hello", 1))
+            answer = asyncio.run(load.complete(running.target, Asking("bench"), "Hello", 1))
             if answer.error:
                 raise RuntimeError(answer.error)
             first = running.ready_s + time.perf_counter() - asked

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 
 from raysgl import distributed, models
+from raysgl.bench.progress import Stage
 from raysgl.bench.report import Report
 from raysgl.config import EngineConfig
 from raysgl.engine.background import BackgroundRunner
@@ -18,7 +18,7 @@ from raysgl.messages import Submit, ToEngine, pack_ids
 from raysgl.sampling.params import SamplingParams
 
 
-def run(model_path: str, threads: int, batch: int, steps: int, stage: Callable[[str], None]) -> Report:
+def run(model_path: str, threads: int, batch: int, steps: int, stage: Stage) -> Report:
     """Decode `steps` tokens of `batch` sequences on the CPU; every step's time, and the model's part of it."""
     stage("loading the model")
     config = EngineConfig(model_path=model_path, device="cpu", cpu_threads=threads, max_total_tokens=65536)

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import zmq
 
 from raysgl.bench.client import HTTPFailure, Target, events
+from raysgl.bench.progress import Stage
 from raysgl.bench.report import Report, percentile
 from raysgl.bench.server import ServerFailed, free_port
 from raysgl.bench.stream_peer import HOST, MODEL, Spec, age_s
@@ -25,7 +26,7 @@ WARM_UP_TOKENS = 25
 """Of each stream: while all streams arrive at once the first tokens are late, which time to first token is about, not this."""
 
 
-def run(streams: int, rate: float, seconds: float, stage: Callable[[str], None]) -> Report:
+def run(streams: int, rate: float, seconds: float, stage: Stage) -> Report:
     """Raises `ServerFailed` if a process of ours does not start."""
     import uvloop
 

@@ -9,7 +9,9 @@ import pytest
 
 from raysgl.bench import load
 from raysgl.bench.client import HTTPFailure, Target, events, request
-from raysgl.bench.load import Completion, Run, shuffled_prompts
+from raysgl.bench.dialects import Asking, Completion
+from raysgl.bench.figures import Targets, figures
+from raysgl.bench.load import Run, shuffled_prompts
 from raysgl.bench.report import Report, environment, percentile
 
 
@@ -106,16 +108,15 @@ async def test_a_run_counts_tokens_and_errors():
     script = Scripted(good, bad, good)
     seen: list[int] = []
     async with script as target:
-        run = await load.run(target, "m", [[1], [2], [3]], 3, 1, seen.append)
+        run = await load.run(target, Asking("m"), [[1], [2], [3]], 3, 1, seen.append)
     assert seen == [1, 2, 3]
     assert [c.output_tokens for c in run.good] == [3, 3]
     assert run.errors == ["HTTP 500: no"]
     assert all(len(c.arrivals) == 3 and c.cached_tokens == 4 and c.prompt_tokens == 7 for c in run.good)
     body = json.loads(script.requests[0].split(b"\r\n\r\n")[1])
     assert body["prompt"] == [1] and body["max_tokens"] == 3 and body["ignore_eos"] and body["temperature"] == 0
-    report = Report("x")
-    run.add_to(report)
-    assert report.data["errors"] == 1 and report.data["output_tokens"] == 6 and report.data["cached_tokens"] == 8
+    found = figures(run, Targets())
+    assert found["errors"] == 1 and found["output_tokens"] == 6 and found["cached_tokens"] == 8
 
 
 def test_arithmetic():
@@ -135,9 +136,10 @@ def test_prompts_share_what_they_should():
 def test_reports_say_where_they_come_from(capsys):
     report = Report("speed")
     report.add("rate", "tokens", 12.5, "tokens/s")
+    report.table(["load", "p50"], [["all of it", "34.25"]])
     report.show(as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert shown["figures"] == {"rate": 12.5} and set(environment()) < set(shown)
     report.show(as_json=False)
     table = capsys.readouterr().out
-    assert "12.50" in table and "machine:" in table and "versions: python" in table
+    assert "12.50" in table and "34.25" in table and "machine:" in table and "versions: python" in table
