@@ -27,7 +27,7 @@ from raysgl.actors.engine_service import EngineService
 from raysgl.actors.step_channel import PlanFollower, PlanPublisher
 from raysgl.actors.transport import Endpoint, KeyPair, Transport
 from raysgl.config import EngineConfig
-from raysgl.engine.defaults import resolve_defaults, resolve_text_defaults
+from raysgl.engine.defaults import resolve_defaults, resolve_text_defaults, scheduler_config
 from raysgl.engine.plan import StepPlan
 from raysgl.engine.pooling.texts import TextsConfig
 from raysgl.engine.scheduler import SchedulerConfig
@@ -251,19 +251,7 @@ class ModelShard:
         config, limits = self._config, self._limits
         if self._pooling is not None:
             return TextsConfig(limits.context_length, limits.max_running, limits.max_queued, limits.step_tokens)
-        return SchedulerConfig(
-            page_size=config.page_size,
-            num_pages=self._runner.num_pages,
-            context_length=limits.context_length,
-            max_running=limits.max_running,
-            max_queued=limits.max_queued,
-            step_tokens=limits.step_tokens,
-            eos_token_ids=self._checkpoint.config().eos_token_ids,
-            policy=config.schedule_policy,
-            conservativeness=config.schedule_conservativeness,
-            radix_cache=not config.disable_radix_cache,
-            group_prefixes=limits.group_prefixes,
-        )
+        return scheduler_config(config, limits, self._runner.num_pages, self._checkpoint.config().eos_token_ids)
 
     def _command_all(self, message: Profile | SetLogs) -> tuple[bool, str]:
         """Rank 0: have all ranks carry it out; the answer is its own."""

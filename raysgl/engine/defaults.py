@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from raysgl.config import EngineConfig
+from raysgl.engine.scheduler import SchedulerConfig
 
 MAX_RUNNING = {"cuda": 256, "cpu": 64}
 STEP_TOKENS = {"cuda": 8192, "cpu": 512}
@@ -64,6 +65,25 @@ def resolve_text_defaults(config: EngineConfig, device: str, context_length: int
         context_length=config.context_length or context_length,
         group_prefixes=False,
         cpu_threads=config.cpu_threads or usable_cores(),
+    )
+
+
+def scheduler_config(
+    config: EngineConfig, limits: EngineLimits, num_pages: int, eos_token_ids: tuple[int, ...]
+) -> SchedulerConfig:
+    """What the scheduler of a replica with so many pages is told."""
+    return SchedulerConfig(
+        page_size=config.page_size,
+        num_pages=num_pages,
+        context_length=limits.context_length,
+        max_running=limits.max_running,
+        max_queued=limits.max_queued,
+        step_tokens=limits.step_tokens,
+        eos_token_ids=eos_token_ids,
+        policy=config.schedule_policy,
+        conservativeness=config.schedule_conservativeness,
+        radix_cache=not config.disable_radix_cache,
+        group_prefixes=limits.group_prefixes,
     )
 
 
