@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from raysgl.bench import engine_commands, load_commands
-from raysgl.bench.engine_commands import SMOLLM2, ModelPath
+from raysgl.bench.engine_commands import SMOLLM2, Engine, ModelPath, engine_config
 from raysgl.bench.routing import command
-from raysgl.bench.show import Json, show
+from raysgl.bench.show import Json, Output, show
 
 bench = typer.Typer(help="Benchmarks: each prints the machine, the versions and a table.", no_args_is_help=True)
 bench.command()(load_commands.serve)
@@ -83,13 +83,16 @@ def step(
 @bench.command()
 def startup(
     model_path: ModelPath = SMOLLM2,
+    engine: Engine = [],  # noqa: B006  (typer copies it)
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     json: Json = False,
+    output: Output = None,
 ) -> None:
-    """Time from `raysgl serve` to the first 200, and from SIGTERM to the end."""
+    """Time from `raysgl serve` to the first 200, phase by phase, and from SIGTERM to the end."""
     from raysgl.bench.startup import run
 
-    show(json, lambda stage: run(model_path, repeats, stage))
+    settings = engine_config(model_path, engine).model_dump(exclude_unset=True)
+    show(json, lambda stage: run(settings, repeats, stage), output)
 
 
 @bench.command()

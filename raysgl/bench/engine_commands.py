@@ -37,7 +37,7 @@ def offline(
     from raysgl.bench.offline import Batch, throughput
     from raysgl.bench.prompts import Lengths, Shape
 
-    config = _config(model_path, engine)
+    config = engine_config(model_path, engine)
     try:
         lengths = Lengths.parse(input_len), Lengths.parse(output_len or "128")
     except ValueError as error:
@@ -59,7 +59,7 @@ def latency(
     """Latency of single batches through the engine alone, for every combination of size and lengths."""
     from raysgl.bench.offline import latency as measure
 
-    config = _config(model_path, engine)
+    config = engine_config(model_path, engine)
     sizes, inputs, outputs = (
         _counts("batch-size", batch_size),
         _counts("input-len", input_len),
@@ -68,7 +68,8 @@ def latency(
     show(json, lambda stage: measure(config, sizes, inputs, outputs, rounds, stage), output)
 
 
-def _config(model_path: str, settings: list[str]) -> EngineConfig:
+def engine_config(model_path: str, settings: list[str]) -> EngineConfig:
+    """From NAME=VALUE settings. Exits with a sentence where one is wrong."""
     import yaml
     from pydantic import ValidationError
 
