@@ -1,31 +1,42 @@
 """Reading checkpoint tensors, and filling a model's parameters with them.
 
-Every source offers names with shapes, and parts of tensors: a rank reads from disk only what it holds.
+Every source offers names with shapes, and chunks of tensors: a rank reads from disk only what it holds.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import nn
 
+from raysgl.models import streaming
 from raysgl.models.gguf_index import TENSOR_INDEX, read_tensor
 from raysgl.models.hf_config import ModelError
 from raysgl.models.layers import Piece, checkpoint_table
+from raysgl.models.safetensors_files import SafetensorsSource
+from raysgl.models.streaming import Chunk
+
+__all__ = ["GGUFSource", "Progress", "SafetensorsSource", "TensorSource", "fill_random", "kv_scales", "load"]
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 """Called with how much is done (0 to 1) and with what, in a few words."""
 
 KV_SCALE = re.compile(r"\.layers\.(\d+)\.self_attn(?:\.[kv]_proj|\.attn)?\.([kv])_scale$")
 
+GGUF_CHUNK_BYTES = 2 << 20
+"""As float32. Dequantising passes over its blocks several times, so they should stay in a core's cache."""
 SHOWN = 6
 """Names listed in an error."""
 
@@ -35,59 +46,68 @@ class TensorSource(Protocol):
 
     shapes: dict[str, tuple[int, ...]]
 
-    def read(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
-        """[start, start + length) along `dim`, on cpu, in the checkpoint's dtype."""
+    def chunks(self, piece: Piece) -> Iterator[Chunk]:
+        """What fills the piece's target; in sum this rank's part of the tensor and no more."""
 
-
-class SafetensorsSource:
-    """Memory-mapped safetensors files."""
-
-    def __init__(self, files: Sequence[Path]):
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._file_of = {}
-        for path in files:
-            file = safe_open(path, framework="pt")
-            names = file.keys()
-            for name in names:
-                self.shapes[name] = tuple(file.get_slice(name).get_shape())
-                self._file_of[name] = file
-
-    def read(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
-        if not self.shapes[name]:  # a number; it has nothing to slice
-            return self._file_of[name].get_tensor(name)
-        part = self._file_of[name].get_slice(name)
-        return part[start : start + length] if dim == 0 else part[:, start : start + length]
+    def number(self, name: str) -> float:
+        """A tensor of one element."""
 
 
 class GGUFSource:
-    """A GGUF file, dequantised tensor by tensor to float32. `folder` is its converted folder."""
+    """A GGUF file, dequantised to float32. `folder` is its converted folder."""
 
     def __init__(self, path: Path, folder: Path):
         self._path = path
         self._index = json.loads((folder / TENSOR_INDEX).read_text())
         self.shapes = {name: tuple(entry["shape"]) for name, entry in self._index.items()}
 
-    def read(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
-        entry = self._index[name]
-        if dim == 0:
-            return torch.from_numpy(np.require(read_tensor(self._path, entry, start, start + length), requirements="W"))
-        return torch.from_numpy(np.require(read_tensor(self._path, entry), requirements="W")).narrow(dim, start, length)
+    def chunks(self, piece: Piece) -> Iterator[Chunk]:
+        entry = self._index[piece.name]
+        # Of permuted heads only whole ones can be read.
+        unit = entry["shape"][0] // entry["heads"] if entry["heads"] else 1
+        row_bytes = 4 * math.prod(entry["shape"][1:])
+        rows = max(1, GGUF_CHUNK_BYTES // (unit * row_bytes)) * unit
+        for first in range(0, len(piece.target), rows):
+            target = piece.target[first : first + rows]
+            yield Chunk(target, torch.float32, partial(self._read, entry, piece, first, len(target)))
+
+    def number(self, name: str) -> float:
+        return float(read_tensor(self._path, self._index[name]).reshape(()))
+
+    def _read(self, entry: dict[str, Any], piece: Piece, first: int, count: int, into_B: np.ndarray) -> None:
+        start = piece.start + first if piece.dim == 0 else first
+        part = read_tensor(self._path, entry, start, start + count)
+        if piece.dim == 1:
+            part = part[:, piece.start : piece.start + piece.length]
+        np.copyto(into_B.view(np.float32).reshape(part.shape), part)
 
 
 def load(model: nn.Module, source: TensorSource, progress: Progress | None = None) -> None:
     """Fill every parameter. Raises `ModelError` naming the tensors that are missing, too many or of another shape."""
     table = checkpoint_table(model)
     _check(table, source.shapes, model)
-    names = [name for name in source.shapes if name in table]
-    total = sum(table[name].target.numel() for name in names)
+    pieces = [table[name] for name in source.shapes if name in table]
+    chunks = [chunk for piece in pieces if piece.length for chunk in source.chunks(piece)]
+    fill(model, chunks, "loading weights", progress)
+
+
+def fill(model: nn.Module, chunks: Sequence[Chunk], what: str, progress: Progress | None) -> None:
+    """Read chunks into the model's parameters, telling how far it is."""
+    total = sum(chunk.target.numel() for chunk in chunks)
     done = 0
-    for name in names:
-        piece = table[name]
-        if piece.length:
-            piece.target.copy_(source.read(name, piece.dim, piece.start, piece.length))
-        done += piece.target.numel()
+
+    def placed(chunk: Chunk) -> None:
+        nonlocal done
+        done += chunk.target.numel()
         if progress:
-            progress(done / total, "loading weights")
+            progress(done / total, what)
+
+    if progress:
+        progress(0.0, what)
+    started = time.perf_counter()
+    streaming.fill(chunks, next(model.parameters()).device, placed)
+    size, seconds = sum(chunk.num_bytes for chunk in chunks) / 1e9, time.perf_counter() - started
+    log.info("%s: %.2f GB in %.2f s, %.2f GB/s", what, size, seconds, size / seconds)
 
 
 def kv_scales(source: TensorSource) -> dict[tuple[int, int], float]:
@@ -98,7 +118,7 @@ def kv_scales(source: TensorSource) -> dict[tuple[int, int], float]:
     found = {}
     for name, shape in source.shapes.items():
         if (match := KV_SCALE.search(name)) and math.prod(shape) == 1:
-            found[int(match[1]), "kv".index(match[2])] = float(source.read(name, 0, 0, 1))
+            found[int(match[1]), "kv".index(match[2])] = source.number(name)
     return found
 
 
