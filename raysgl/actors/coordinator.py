@@ -17,9 +17,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 
+from raysgl.actors.index_check import VIEWS_S, wrong_masks
 from raysgl.actors.transport import KeyPair
-from raysgl.messages import KVEvents, ReplicaFacts
-from raysgl.routing import CoordinatorState, ReplicaInfo, Reply, Routed
+from raysgl.messages import CacheReport, KVEvents, ReplicaFacts
+from raysgl.routing import CacheView, CoordinatorState, ReplicaInfo, Reply, Routed, Views
+from raysgl.routing.audit import covers
 from raysgl.routing.messages import ReplicaJoined, facts_of
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ POLL_S = 1.0
 GATHER_S = 0.01
 """How long news is gathered before a waiting `sync` is answered; bounds the answers to 100/s for each ingress."""
 UNUSED_S = 60.0
+MIRROR_S = 5.0
+"""A mirror that has not polled for so long is gone."""
 CALL_RETRIES = 3
 """A call made while the coordinator restarts (2 s) waits for it."""
 
@@ -62,6 +66,8 @@ class CacheCoordinator:
         self._called_at = time.monotonic()
         self._upkeep: asyncio.Task | None = None
         self._lifelines: dict[str, asyncio.Task] = {}
+        self._mirrors: dict[str, float] = {}
+        self._views: dict[str, CacheView] = {}
         self._decode_info = msgspec.msgpack.Decoder(ReplicaInfo).decode
         self._decode_events = msgspec.msgpack.Decoder(KVEvents).decode
         self._decode_routed = msgspec.msgpack.Decoder(list[Routed]).decode
@@ -112,10 +118,11 @@ class CacheCoordinator:
 
     # ---------------------------------------------------------------- ingresses and launcher
 
-    async def sync(self, epoch: int, version: int) -> tuple[bytes, dict[str, ActorHandle]]:
-        """What a mirror at this cursor has missed (`Updates`), as soon as there is something. If replicas have joined, also the
-        shard 0 actors of all, by replica."""
+    async def sync(self, ingress: str, epoch: int, version: int) -> tuple[bytes, dict[str, ActorHandle]]:
+        """What an ingress's mirror at this cursor has missed (`Updates`), as soon as there is something. If replicas have joined, also
+        the shard 0 actors of all, by replica."""
         self._called()
+        self._mirrors[ingress] = time.monotonic()
         if not self._state.has_news(epoch, version, time.monotonic()):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), POLL_S)
@@ -145,6 +152,30 @@ class CacheCoordinator:
         return {
             model: {name: msgspec.structs.asdict(load) for name, load in replicas.items()} for model, replicas in loads.items()
         }
+
+    async def view(self, view: bytes) -> None:
+        """A mirror has come to a mark; its `CacheView`."""
+        self._called()
+        decoded = msgspec.msgpack.decode(view, type=CacheView)
+        self._views[decoded.who] = decoded
+
+    async def views(self, reports: bytes) -> bytes:
+        """Of these reports (a list of `CacheReport`) the `Views`, as soon as all mirrors have come there; or without them."""
+        self._called()
+        wanted = msgspec.msgpack.decode(reports, type=list[CacheReport])
+        deadline = time.monotonic() + VIEWS_S
+        while True:
+            now = time.monotonic()
+            self._mirrors = {name: heard for name, heard in self._mirrors.items() if now - heard < MIRROR_S}
+            self._views = {name: view for name, view in self._views.items() if name in self._mirrors}
+            there = [view for view in self._views.values() if covers(view, wanted)]
+            if len(there) == len(self._mirrors) or now > deadline:
+                break
+            await asyncio.sleep(GATHER_S)
+        indexes = list(self._state.indexes.values())
+        wrong = await wrong_masks(indexes)
+        own = CacheView("coordinator", [mark for index in indexes for mark in index.marks()], wrong)
+        return msgspec.msgpack.encode(Views([own, *there], sorted(self._mirrors.keys() - {view.who for view in there})))
 
     # ---------------------------------------------------------------- inner
 

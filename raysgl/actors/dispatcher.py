@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from raysgl.actors.engine_link import FORGOTTEN, HELLO_EVERY_S
 from raysgl.actors.ingress_link import EngineConnection, OutputReader
@@ -62,6 +63,7 @@ class Dispatcher:
         """Not ready any more, but requests that are here still get in."""
         self.wakers: dict[str, Callable[[], None]] = {}
         """Models that may have no replica while nobody asks, and what to call when somebody does; calls may be many."""
+        self.index_check: Callable[[Iterable[str]], Awaitable[dict[str, Any]]] | None = None
         self.draining = False
         self._transport = transport
         self._reader = OutputReader(transport, self._on_message)
@@ -144,6 +146,10 @@ class Dispatcher:
         await asyncio.gather(
             *(self._command(engine, lambda uid: SetLogs(self.name, uid, change)) for engine in self._engines.values())
         )
+
+    async def check_index(self, model: str | None = None) -> dict[str, Any]:
+        assert self.index_check is not None, "the ingress brings it"
+        return await self.index_check(self.models if model is None else (model,))
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
         found: dict[str, dict[str, ReplicaFacts]] = {name: {} for name in self.models}

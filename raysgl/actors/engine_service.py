@@ -10,12 +10,13 @@ from typing import Protocol
 from raysgl.actors.engine_link import EngineInbox, EngineOutbox
 from raysgl.actors.publisher import EventPublisher
 from raysgl.actors.transport import Transport
+from raysgl.engine.cache_report import cache_report
 from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import Runner, StepPlan
 from raysgl.engine.pooling.texts import TextScheduler, TextsConfig
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.grammar.interface import Grammars
-from raysgl.messages import KVEvent, KVEvents, Load, Logs, Profile, SequenceOutput, SetLogs, ToEngine
+from raysgl.messages import KVEvent, KVEvents, Load, Logs, Profile, SequenceOutput, SetLogs
 from raysgl.routing.messages import Reply
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,12 @@ class EngineService:
             coordination.register,
             self.scheduler.stored,
             lambda: fatal("another life of this replica has registered"),
+            lambda with_hashes: cache_report(self.scheduler, replica, epoch, with_hashes),
         )
         self.loop = EngineLoop(
             self.scheduler,
             runner,
-            receive=self._receive,
+            receive=self.inbox.receive,
             emit=self._emit,
             publish=self._publish,
             broadcast=broadcast,
@@ -106,10 +108,6 @@ class EngineService:
         if isinstance(message, SetLogs):
             self.outbox.tell_all(Logs(message.change))
         return self._carry_out(message)
-
-    def _receive(self, timeout: float) -> list[ToEngine]:
-        self.publisher.tick()
-        return self.inbox.receive(timeout)
 
     def _emit(self, outputs: dict[str, list[SequenceOutput]]) -> None:
         self._outputs = outputs

@@ -28,12 +28,13 @@ from raysgl.actors import coordinator as coordination
 from raysgl.actors.dispatcher import Dispatcher
 from raysgl.actors.errors import sentence
 from raysgl.actors.http import App, HttpServer, bridge, listening_socket
+from raysgl.actors.index_check import IndexCheck, wrong_masks
 from raysgl.actors.served_models import load_served_model
 from raysgl.actors.transport import KeyPair, Transport
 from raysgl.api.app import create_app
 from raysgl.config import AppConfig
 from raysgl.logs import log_settings, set_logs
-from raysgl.routing import Mirror, ReplicaInfo, Updates
+from raysgl.routing import CacheView, Mirror, ReplicaInfo, Updates
 from raysgl.routing.messages import facts_of
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class IngressLoop:
         for model, engine in zip(self._config.models, self._engines):
             if model.autoscaling is not None and not model.autoscaling.min_replicas:
                 self.dispatcher.wakers[model.engine.name] = functools.partial(self._wake, model.engine.name, engine)
+        self.dispatcher.index_check = IndexCheck(lambda: self._coordinator, self._mirror, self._handles)
         self.app = create_app(self.dispatcher, server, self.name if server.num_ingress > 1 else None)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tell())]
@@ -153,7 +155,7 @@ class IngressLoop:
         """Keep the mirror like the coordinator, and be connected to every replica in it."""
         while True:
             try:
-                updates, handles = await self._coordinator.sync.remote(*self._mirror.cursor)
+                updates, handles = await self._coordinator.sync.remote(self.name, *self._mirror.cursor)
                 self._handles.update(handles)
                 self._mirror.apply(self._decode(updates), time.monotonic())
                 self._connect()
@@ -202,3 +204,8 @@ class IngressLoop:
             notices = self._mirror.take_routed()
             if notices:
                 self._coordinator.routed.remote(msgspec.msgpack.encode(notices))
+            if self._mirror.marked:
+                self._mirror.marked = False
+                wrong = await wrong_masks(router.index for router in self._mirror.routers.values())
+                view = CacheView(self.name, self._mirror.marks(), wrong)
+                self._coordinator.view.remote(msgspec.msgpack.encode(view))

@@ -7,9 +7,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from raysgl.cache.events import EventLog
-from raysgl.messages import KVEvent, KVEvents, Load, PagesStored
+from raysgl.messages import CacheReport, KVEvent, KVEvents, Load, PagesStored
 from raysgl.routing.messages import Reply
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,21 @@ AFTERMATH_S = 0.1
 a replica that has just gone quiet says so once more."""
 
 
+class _Mark:
+    """A wish for a mark, and from the moment when it is among the events, what the cache holds there."""
+
+    def __init__(self, with_hashes: bool):
+        self.with_hashes = with_hashes
+        self.report: CacheReport | None = None
+        self.answer: Future[CacheReport | None] = Future()
+        self.answer.set_running_or_notify_cancel()  # nobody takes the wish back
+
+
 class EventPublisher:
     """`report` sends a batch and returns the coordinator's reply, `register` introduces the replica; both may raise.
 
-    The loop calls `publish` and, every round, `tick`. on_dead: the coordinator says that this life of the replica is over.
+    The loop calls `publish` every round. on_dead: the coordinator says that this life of the replica is over.
+    stored: the radix tree, as events. cache_report(with_hashes): see `raysgl.engine.cache_report`. Both run in the loop's thread.
     """
 
     def __init__(
@@ -40,17 +52,20 @@ class EventPublisher:
         register: Callable[[], Reply],
         stored: Callable[[], Sequence[PagesStored]],
         on_dead: Callable[[], None],
+        cache_report: Callable[[bool], CacheReport],
     ):
         self.load = Load()
         self._report, self._register, self._stored, self._on_dead = report, register, stored, on_dead
+        self._cache_report = cache_report
         self._log = EventLog(replica, epoch)
-        self._events: deque[list[KVEvent] | Sequence[PagesStored]] = deque()
+        # In the order in which they happened to the tree. A tuple is a snapshot.
+        self._events: deque[list[KVEvent] | tuple[PagesStored, ...] | _Mark] = deque()
+        self._marks: deque[_Mark] = deque()
         self._news = threading.Event()
         self._stopped = threading.Event()
         self._sent_at = 0.0
         self._unsent = False
         self._snapshot_wanted = False
-        self._snapshot: Sequence[PagesStored] | None = None
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def start(self) -> None:
@@ -58,29 +73,42 @@ class EventPublisher:
         self._thread.start()
 
     def publish(self, events: list[KVEvent], load: Load) -> None:
-        """From the loop thread. `events` is not to be changed afterwards."""
+        """From the loop thread, which owns the radix tree: `events` are all that has happened to it. The list is not to be changed
+        afterwards."""
         if events:
             self._events.append(events)
-        elif load == self.load and not self._unsent:
+        news = self._take_wishes() or bool(events)
+        if not news and load == self.load and not self._unsent:
             return
         same = load.running == self.load.running and load.waiting == self.load.waiting
         self.load = load
-        self._unsent = not events and same and time.monotonic() - self._sent_at < STEADY_S
+        self._unsent = not news and same and time.monotonic() - self._sent_at < STEADY_S
         if not self._unsent:
             self._news.set()
 
-    def tick(self) -> None:
-        """From the loop thread, which owns the radix tree: take a snapshot if one is wanted."""
-        if self._snapshot_wanted:
-            self._snapshot_wanted = False
-            # Events of before that are still on their way repeat or undo what it says, and end at the same state.
-            self._snapshot = list(self._stored())
-            self._news.set()
+    def mark(self, with_hashes: bool = False) -> Future[CacheReport | None]:
+        """From any thread: mark a batch (see `KVEvents`), and say what the tree held at just that place among its events. The answer
+        comes when the coordinator has applied the batch; it is None if that had no use for it, or is away."""
+        mark = _Mark(with_hashes)
+        self._marks.append(mark)
+        return mark.answer
 
     def close(self) -> None:
         self._stopped.set()
         self._news.set()
         self._thread.join(2)
+
+    def _take_wishes(self) -> bool:
+        """In the loop thread: a snapshot and marks, if they are wanted."""
+        wished = self._snapshot_wanted or bool(self._marks)
+        if self._snapshot_wanted:
+            self._snapshot_wanted = False
+            self._events.append(tuple(self._stored()))
+        while self._marks:
+            mark = self._marks.popleft()
+            mark.report = self._cache_report(mark.with_hashes)
+            self._events.append(mark)
+        return wished
 
     # ---------------------------------------------------------------- the thread
 
@@ -90,23 +118,39 @@ class EventPublisher:
             quiet = not self._news.wait(HEARTBEAT_S if quiet else AFTERMATH_S)
             self._news.clear()
             self._sent_at = time.monotonic()
+            batches = self._batches(self.load)
             try:
-                for batch in self._batches(self.load):
-                    self._obey(self._report(batch))
+                for batch, mark in batches:
+                    reply = self._report(batch)
+                    if mark is not None:
+                        mark.answer.set_result(mark.report if reply.action == "none" else None)
+                    self._obey(reply)
             except Exception as error:  # noqa: BLE001  whatever Ray raises, serving goes on without the coordinator
                 log.info("the coordinator does not answer (%s)", type(error).__name__)
                 self._stopped.wait(HEARTBEAT_S)
+            finally:
+                for _, mark in batches:
+                    if mark is not None and not mark.answer.done():
+                        mark.answer.set_result(None)
             self._stopped.wait(PERIOD_S)
 
-    def _batches(self, load: Load) -> list[KVEvents]:
-        snapshot, self._snapshot = self._snapshot, None
-        pending = [self._events.popleft() for _ in range(len(self._events))]
-        batches = [] if snapshot is None else self._log.snapshot(snapshot)
-        for events in pending:
-            for event in events:
-                self._log.append(event)
-        batch = self._log.drain(load)
-        return batches if batch is None else [*batches, batch]
+    def _batches(self, load: Load) -> list[tuple[KVEvents, _Mark | None]]:
+        """All that is to be sent, with the mark that ends a batch. A list: what is numbered and not sent must be missed."""
+        batches: list[tuple[KVEvents, _Mark | None]] = []
+        for _ in range(len(self._events)):
+            item = self._events.popleft()
+            if isinstance(item, tuple):
+                batches += [(batch, None) for batch in self._log.snapshot(item)]
+            elif isinstance(item, _Mark):
+                batch = self._log.drain(mark=2 if item.with_hashes else 1)
+                assert batch is not None and item.report is not None
+                item.report.mark.sequence = batch.sequence
+                batches.append((batch, item))
+            else:
+                for event in item:
+                    self._log.append(event)
+        last = self._log.drain(load)
+        return batches if last is None else [*batches, (last, None)]
 
     def _obey(self, reply: Reply) -> None:
         if reply.action == "dead":

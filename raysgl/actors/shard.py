@@ -121,6 +121,11 @@ class ModelShard:
         """See `EngineService.vitals`."""
         return self._service.vitals() if self._service is not None else (0, True)
 
+    async def mark(self, with_hashes: bool) -> bytes:
+        """Rank 0: see `EventPublisher.mark`."""
+        marked = await asyncio.wrap_future(self._service.publisher.mark(with_hashes)) if self._service is not None else None
+        return msgspec.msgpack.encode(marked)
+
     async def autoscaling_stats(self) -> dict[str, float]:
         """Rank 0: see `raysgl.actors.autoscaling.stats`."""
         return autoscaling.stats(self._service.loop.load() if self._service is not None else Load())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from raysgl.api.served_model import ServedModel
 from raysgl.messages import Load, LogSettings, ProfileRequest, ReplicaFacts, SequenceOutput
@@ -70,6 +70,9 @@ class Backend(Protocol):
 
     async def set_logs(self, change: LogSettings) -> None:
         """Of every ingress and engine."""
+
+    async def check_index(self, model: str | None = None) -> dict[str, Any]:
+        """Compare the replicas' caches with the index of what is cached where (`raysgl.routing.audit.compare`)."""
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
         """model name -> replica id -> what it is. Those that have started."""

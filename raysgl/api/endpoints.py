@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raysgl.api import admin, generate, info, native, operations, parse, probe, protocol, responses
+from raysgl.api import admin, debug, generate, info, native, operations, parse, probe, protocol, responses
 from raysgl.api.anthropic import endpoints as anthropic
 from raysgl.api.anthropic.answer import error_body as anthropic_error
 from raysgl.api.anthropic.protocol import CountTokensRequest, MessagesRequest
@@ -140,6 +140,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              requests=(protocol.StopProfileRequest,), response=responses.Profiled),
     Endpoint(path="/configure_logging", access=Access.ADMIN, handler=admin.configure_logging, body_limit=SMALL,
              requests=(protocol.ConfigureLoggingRequest,), response=responses.Logging),
+
+    Endpoint(path="/debug/index", methods=("GET",), access=Access.ADMIN, view=debug.index, response=responses.IndexCheck,
+             parameters=(_parameter("model", "query", "string", "only this model's replicas"),)),
 
     Endpoint(path="/model_info", methods=("GET",), view=info.model_info, response=responses.ModelInfo,
              parameters=MODEL_PARAMETERS),

@@ -154,6 +154,13 @@ class Profiled(BaseModel):
     replicas: dict[str, ProfiledReplica]
 
 
+class IndexCheck(BaseModel):
+    """status: equal, different, or busy, where something could not be compared. See docs/routing.md."""
+
+    status: str
+    replicas: dict[str, dict[str, Any]]
+
+
 class Logging(BaseModel):
     """What holds now."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from raysgl.messages import CacheCleared, KVEvent, KVEvents, Load, PagesRemoved, PagesStored
 
@@ -41,12 +42,12 @@ class EventLog:
         else:
             self._pending.append(event)
 
-    def drain(self, load: Load | None = None) -> KVEvents | None:
-        """The events since the last call, with the load if one is given. None when there is neither."""
-        if not self._pending and load is None:
+    def drain(self, load: Load | None = None, mark: Literal[0, 1, 2] = 0) -> KVEvents | None:
+        """The events since the last call, with the load if one is given. None when there is nothing to say. mark: see `KVEvents`."""
+        if not self._pending and load is None and not mark:
             return None
         events, self._pending = self._pending, []
-        return self._batch(events, load)
+        return self._batch(events, load, mark)
 
     def snapshot(self, stored: Iterable[PagesStored], load: Load | None = None, max_pages: int = 65536) -> list[KVEvents]:
         """Batches that say all that is cached (`RadixTree.stored()`, parents before children), replacing pending events.
@@ -66,7 +67,7 @@ class EventLog:
         batches.append(self._batch(events, load))
         return batches
 
-    def _batch(self, events: list[KVEvent], load: Load | None) -> KVEvents:
-        batch = KVEvents(self.replica, self.epoch, self.sequence, events, load)
+    def _batch(self, events: list[KVEvent], load: Load | None, mark: Literal[0, 1, 2] = 0) -> KVEvents:
+        batch = KVEvents(self.replica, self.epoch, self.sequence, events, load, mark)
         self.sequence += 1
         return batch

@@ -4,6 +4,7 @@ Pure Python over `raysgl.messages`; imports neither ray nor torch. `raysgl.actor
 every ingress a `Mirror`.
 """
 
+from raysgl.routing.audit import CacheView, Views, compare
 from raysgl.routing.coordinator_state import CoordinatorState
 from raysgl.routing.index import Applied, PrefixIndex
 from raysgl.routing.messages import ReplicaInfo, Reply, Routed, Updates
@@ -12,6 +13,7 @@ from raysgl.routing.router import Decision, Refusal, Router, RouteRequest
 
 __all__ = [
     "Applied",
+    "CacheView",
     "CoordinatorState",
     "Decision",
     "Mirror",
@@ -23,4 +25,6 @@ __all__ = [
     "Routed",
     "Router",
     "Updates",
+    "Views",
+    "compare",
 ]

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from raysgl.messages import Load
+from raysgl.messages import CacheMark, Load
 from raysgl.routing.index import PrefixIndex
 from raysgl.routing.messages import (
     CacheChanged,
@@ -41,6 +41,8 @@ class Mirror:
         self.ingress = ingress
         self.routers: dict[str, Router] = {}
         self.updated_at: float | None = None
+        self.marked = False
+        """A batch with a mark has come; for whoever tells of it, and sets this back."""
         self._epoch = 0
         self._version = -1
         self._random = random.Random(seed)
@@ -125,6 +127,10 @@ class Mirror:
         """Known replicas of a model, draining ones too."""
         return self.routers[model].replicas() if model in self.routers else []
 
+    def marks(self) -> list[CacheMark]:
+        """What was taken down of each replica at its last mark."""
+        return [mark for router in self.routers.values() for mark in router.index.marks()]
+
     def loads(self) -> dict[str, dict[str, Load]]:
         """model -> replica -> last report."""
         return {model: router.loads() for model, router in self.routers.items()}
@@ -140,6 +146,7 @@ class Mirror:
         router = self._router(delta.model)
         if isinstance(delta, CacheChanged):
             router.events(delta.batch, now)
+            self.marked |= delta.batch.mark > 0
         elif isinstance(delta, LoadChanged):
             router.load(delta.replica, delta.epoch, delta.load, now)
         elif isinstance(delta, ReplicaDraining):

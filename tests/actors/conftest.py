@@ -129,6 +129,18 @@ class App:
             time.sleep(0.02)
         return False
 
+    def index_is_exact(self, views: int = 3, seconds: float = 20) -> bool:
+        """Whether GET /debug/index soon finds nothing busy, and everything equal, in so many views: coordinator and ingresses."""
+        limit = time.monotonic() + seconds
+        while True:
+            status, body = self.get("/debug/index", 60)
+            found = json.loads(body)
+            assert status == 200 and found["status"] != "different", body
+            seen = [replica.get("views", {}) for replica in found["replicas"].values()]
+            if found["status"] == "equal" and seen and all(len(names) == views for names in seen):
+                return True
+            assert time.monotonic() < limit, body
+
     def running(self) -> int:
         """Sequences that the replicas say are running."""
         import ray

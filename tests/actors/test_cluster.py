@@ -84,6 +84,7 @@ def test_a_shard_killed_mid_stream_is_not_noticed(app):
     processes("ray::ModelShard")[0].kill()
     assert [stream.read().texts[0] for stream in streams] == whole
     app.wait_serving(2)
+    assert app.index_is_exact()
 
 
 def test_all_shards_killed_mid_stream_is_a_pause(app):
@@ -126,6 +127,17 @@ def test_serving_goes_on_without_the_coordinator_and_it_recovers(app):
     app.complete(shared, 4)
     time.sleep(0.3)
     assert app.complete([*shared, 9], 4)["usage"]["prompt_tokens_details"]["cached_tokens"] == 1200
+    assert app.index_is_exact()
+
+
+def test_the_index_is_exact_while_streams_run(app):
+    streams = [app.stream(prompt(30 + i, 300 + i), 400) for i in range(6)]
+    for stream in streams:
+        stream.read(3)
+    assert app.index_is_exact()
+    assert app.running(), "it was to be compared under load"
+    for stream in streams:
+        stream.close()
 
 
 def test_n_continuations_and_logprobs(app):

@@ -76,6 +76,7 @@ class FakeBackend:
         self.flushed: list[tuple[str | None, float]] = []
         self.profiles: list[tuple[ProfileRequest | None, str | None]] = []
         self.log_changes: list[LogSettings] = []
+        self.checked: list[str | None] = []
 
     @property
     def last(self) -> FakeStream:
@@ -149,6 +150,10 @@ class FakeBackend:
     async def set_logs(self, change: LogSettings) -> None:
         self.log_changes.append(change)
         set_logs(change)
+
+    async def check_index(self, model: str | None = None) -> dict:
+        self.checked.append(model)
+        return {"status": "equal", "replicas": {}}
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
         return {name: {"replica-0": ReplicaFacts("cpu", 2, 1600, 512, 8, "10.0.0.1")} for name in self.models}

@@ -116,6 +116,15 @@ async def test_invocations_are_chats(server):
     assert (await post(server(), "/invocations", body)).json()["object"] == "chat.completion"
 
 
+async def test_debug_index(configured):
+    assert (await get(configured, "/debug/index?model=tiny")).json() == {"status": "equal", "replicas": {}}
+    assert (await get(configured, "/debug/index")).status_code == 200
+    assert configured.backend.checked == ["tiny", None]
+    assert error_of(await get(configured, "/debug/index?model=x"))["code"] == "model_not_found"
+    assert error_of(await get(configured, "/debug/index?deep=1"))["param"] == "deep"
+    assert len(configured.backend.checked) == 2
+
+
 async def test_profile(configured):
     request = {"output_dir": "a/b", "num_steps": 5, "activities": ["CPU"], "profile_id": "x", "with_stack": True}
     answer = await post(configured, "/start_profile", request)

@@ -4,6 +4,8 @@ Replicas are real radix trees with real event logs; batches may be dropped, dela
 from a seed, with odds chosen so that each trouble meets a cluster that has something to lose.
 """
 
+import functools
+import operator
 import random
 
 import msgspec
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from raysgl.cache import EventLog, RadixTree
 from raysgl.messages import KVEvents, Load
-from raysgl.routing import CoordinatorState, Decision, Mirror, ReplicaInfo, RouteRequest
+from raysgl.routing import CoordinatorState, Decision, Mirror, PrefixIndex, ReplicaInfo, RouteRequest
+from raysgl.routing.index import SHARDS
 from raysgl.routing.messages import Updates
 
 P = 2
@@ -33,6 +36,12 @@ class FakeReplica:
         self.pages += len(new)
         self.tree.insert(tokens, [*have, *new])
 
+    def mark(self):
+        """A batch with a mark, and what everybody must then take down."""
+        batch = self.log.drain(None, mark=1)
+        hashes = self.hashes()
+        return batch, (len(hashes), functools.reduce(operator.xor, hashes, 0))
+
     def hashes(self):
         return {page for event in self.tree.stored() for page in event.hashes}
 
@@ -47,6 +56,7 @@ class Cluster:
         self.dead: list[FakeReplica] = []
         self.mirrors = [Mirror("i0", 0), Mirror("i1", 1)]
         self.wire: list[bytes] = []
+        self.marks: dict[tuple[str, int, int], tuple[int, int]] = {}
 
     def next_epoch(self) -> int:
         self.epoch += 1
@@ -93,6 +103,17 @@ class Cluster:
                 for _ in range(self.random.choices([0, 1, 2], [1, 20, 2])[0]):
                     self.send(batch)
 
+    def mark(self):
+        for replica in self.replicas.values():
+            batch, expected = replica.mark()
+            self.marks[batch.replica, batch.epoch, batch.sequence] = expected
+            if self.random.random() < 0.9:
+                self.send(batch)
+
+    def compare_marks(self, index):
+        for mark in index.marks():
+            assert self.marks[mark.replica, mark.epoch, mark.sequence] == (mark.pages, mark.digest)
+
     def arrive(self):
         if self.random.random() < 0.1:
             self.random.shuffle(self.wire)
@@ -103,6 +124,7 @@ class Cluster:
         mirror = self.random.choice(self.mirrors)
         updates = self.coordinator.updates_since(*mirror.cursor, self.now, self.random.choice([1, 3, 1000]))
         if self.random.random() < 0.8:
+            self.compare_marks(self.coordinator.indexes.get("m", PrefixIndex()))
             taken = mirror.apply(msgspec.msgpack.decode(msgspec.msgpack.encode(updates), type=Updates), self.now)
             if taken and mirror.cursor == (self.coordinator.epoch, self.coordinator.version):
                 self.compare(mirror)
@@ -148,7 +170,7 @@ class Cluster:
 
     def live(self, steps: int):
         often = [self.work, self.report, self.arrive, self.poll]
-        sometimes = [self.route, self.start]
+        sometimes = [self.route, self.start, self.mark]
         rarely = [self.die, self.silence, self.dead_life_speaks, self.coordinator_restarts]
         odds = [20] * len(often) + [4] * len(sometimes) + [1] * len(rarely)
         for step in self.random.choices([*often, *sometimes, *rarely], odds, k=steps):
@@ -164,6 +186,9 @@ class Cluster:
         for name in known:
             theirs, ours = self.coordinator.indexes["m"], mirror.routers["m"].index
             assert theirs.hashes_of(name) == ours.hashes_of(name) and theirs.pages(name) == ours.pages(name)
+        for router in mirror.routers.values():
+            self.compare_marks(router.index)
+            assert not any(router.index.wrong_masks(shard) for shard in range(SHARDS))
 
     def calm(self):
         """Replicas report as they do every second, nothing is lost, mirrors poll: all are equal, and equal to the trees."""
@@ -173,9 +198,10 @@ class Cluster:
                 self.send(replica.log.drain(Load()))
             while self.wire:
                 self.deliver(self.wire.pop(0))
+        self.follow()
+        self.mark_all_at_once()
+        self.follow()
         for mirror in self.mirrors:
-            while self.coordinator.has_news(*mirror.cursor, self.now):
-                assert mirror.apply(self.coordinator.updates_since(*mirror.cursor, self.now, 50), self.now)
             self.compare(mirror)
             assert {info.replica: info.epoch for info in mirror.replicas("m")} == {
                 name: replica.info.epoch for name, replica in self.replicas.items()
@@ -184,6 +210,18 @@ class Cluster:
                 hashes = replica.hashes()
                 index = mirror.routers["m"].index
                 assert index.hashes_of(name) == hashes and index.pages(name) == len(hashes)
+                assert any((mark.replica, mark.epoch) == (name, replica.info.epoch) for mark in index.marks())
+
+    def follow(self):
+        for mirror in self.mirrors:
+            while self.coordinator.has_news(*mirror.cursor, self.now):
+                assert mirror.apply(self.coordinator.updates_since(*mirror.cursor, self.now, 50), self.now)
+
+    def mark_all_at_once(self):
+        for replica in self.replicas.values():
+            batch, expected = replica.mark()
+            self.marks[batch.replica, batch.epoch, batch.sequence] = expected
+            assert self.coordinator.apply_events(batch, self.now).action == "none"
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,12 +1,16 @@
 """The prefix index: longest runs, sequence numbers and epochs, bits that are used again, dump and load."""
 
+import functools
+import operator
 import random
+from array import array
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysgl.messages import CacheCleared, KVEvents, PagesRemoved, PagesStored
+from raysgl.messages import CacheCleared, CacheMark, KVEvents, PagesRemoved, PagesStored
 from raysgl.routing import Applied, PrefixIndex
+from raysgl.routing.index import SHARDS
 
 
 def batch(replica, sequence, *events, epoch=1):
@@ -107,6 +111,31 @@ def test_bits_are_swept_and_used_again():
     masks = [mask for shard in index._shards for mask in shard.values()]
     assert len(masks) == 300 and len(set(masks)) == 1
     assert index.num_bits < 10 and not index._retired
+    assert not any(index.wrong_masks(shard) for shard in range(SHARDS))
+
+
+def test_marks_are_taken_down_with_the_batch_that_asks():
+    pages = range(5, 900, 7)
+    index = index_of(a=[1, 2, 300], b=[2])
+    index.apply(KVEvents("a", 1, 1, [PagesStored(0, list(pages)), PagesRemoved([2])], mark=1))
+    index.apply(batch("a", 2, PagesStored(0, [1000])))
+    held = {1, 300, *pages}
+    assert index.marks() == [CacheMark("a", 1, 1, len(held), functools.reduce(operator.xor, held))]
+    index.apply(KVEvents("b", 1, 2, [], mark=1))  # a gap
+    assert len(index.marks()) == 1
+    again = PrefixIndex.load(index.dump())
+    again.apply(KVEvents("a", 1, 3, [PagesRemoved([1000])], mark=2))
+    (mark,) = again.marks()
+    assert mark == CacheMark("a", 1, 3, len(held), index.marks()[0].digest, array("Q", sorted(held)).tobytes())
+    index.apply(KVEvents("a", 1, 3, [CacheCleared()], mark=1))
+    assert index.marks() == [CacheMark("a", 1, 3, 0, 0)]
+
+
+def test_a_mask_that_no_event_made_is_found():
+    index = index_of(a=[1, 2, 300], b=[2])
+    assert not any(index.wrong_masks(shard) for shard in range(SHARDS))
+    index._shards[2][2] ^= 1 << index.bit_of("b")
+    assert [index.wrong_masks(shard) for shard in (1, 2, 3)] == [set(), {"b"}, set()]
 
 
 def test_wide_masks_survive_a_dump():
