@@ -16,9 +16,8 @@ from ray.serve import Application
 from raysgl.actors import autoscaling
 from raysgl.actors.ingress import Ingress
 from raysgl.actors.replica import EngineReplica
-from raysgl.config import AppConfig, ModelConfig
+from raysgl.config import AppConfig, ModelConfig, ServerConfig
 from raysgl.logs import log_settings
-from raysgl.messages import LogSettings
 
 HEALTH_PERIOD_S = 1.0
 """Ray Serve's default of 10 s means 11 s to replace a dead replica; this means 2."""
@@ -32,7 +31,7 @@ SMALLEST_CPU = 0.001
 
 def build(args: AppConfig) -> Application:
     """The whole application: an ingress, and one deployment of replicas for each model. `args` is a config file's `args:`."""
-    engines = [_replicas(model, i, log_settings(args.server)) for i, model in enumerate(args.models)]
+    engines = [_replicas(model, i, args.server) for i, model in enumerate(args.models)]
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="Ingress",
         num_replicas=args.server.num_ingress,
@@ -47,7 +46,7 @@ def build(args: AppConfig) -> Application:
     return ingress.bind(args, *engines)
 
 
-def _replicas(model: ModelConfig, index: int, logs: LogSettings) -> Application:
+def _replicas(model: ModelConfig, index: int, server: ServerConfig) -> Application:
     device = device_of(model)
     labels = {"placement_group_bundle_label_selector": [model.node_labels] * model.engine.tp_size} if model.node_labels else {}
     return (
@@ -64,7 +63,7 @@ def _replicas(model: ModelConfig, index: int, logs: LogSettings) -> Application:
             placement_group_strategy=model.placement_strategy,
             **labels,
         )
-        .bind(model, device, logs)
+        .bind(model, device, log_settings(server), server.coordinator_shards)
     )
 
 

@@ -205,6 +205,9 @@ class ServerConfig(Settings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all")
     port: int = Field(30000, ge=1, le=65535, description="of the HTTP API")
     num_ingress: int = Field(1, ge=1, description="ingress replicas; those of one node share the port")
+    coordinator_shards: int = Field(
+        1, ge=1, le=64, description="actors that share the global index of cached prefixes, each a part of all prefixes"
+    )
     stream_interval: int = Field(1, ge=1, description="tokens that a stream's chunk waits for, behind the first")
     incremental_streaming_output: bool = Field(
         False, description="streams of /generate carry what is new, instead of all the text so far"

@@ -275,6 +275,7 @@ KVEvent = PagesStored | PagesRemoved | CacheCleared
 class KVEvents(msgspec.Struct, array_like=True, tag=True):
     """A batch of cache events of one replica. `sequence` counts the batches of this `epoch` from 0 without gaps.
 
+    shard: of the coordinator, whose part of the index it is for (`raysgl.cache.hashing.shard_of`); each is numbered on its own.
     mark: whoever applies it takes down what it then knows of the replica's cache, as a `CacheMark` (2: with the hashes), so that
     views which are never at the same place at the same time can be compared.
     """
@@ -284,15 +285,17 @@ class KVEvents(msgspec.Struct, array_like=True, tag=True):
     sequence: int
     events: list[KVEvent]
     load: Load | None = None
+    shard: int = 0
     mark: Literal[0, 1, 2] = 0
 
 
 class CacheMark(msgspec.Struct, array_like=True):
-    """What a replica has cached after batch `sequence` of its `epoch`, as somebody sees it. digest: all page hashes XORed.
-    hashes: packed as uint64, sorted, where they were asked for."""
+    """What a replica has cached, of one coordinator shard's part, after batch `sequence` of its `epoch`, as somebody sees it.
+    digest: all page hashes XORed. hashes: packed as uint64, sorted, where they were asked for."""
 
     replica: str
     epoch: int
+    shard: int
     sequence: int
     pages: int
     digest: int
@@ -300,10 +303,10 @@ class CacheMark(msgspec.Struct, array_like=True):
 
 
 class CacheReport(msgspec.Struct, array_like=True):
-    """A replica's own `CacheMark`, from a walk of its radix tree, and the pages of its pool at that moment. in_use: of running
-    sequences, not in the tree."""
+    """A replica's own marks, one for each coordinator shard, from a walk of its radix tree, and the pages of its pool at that moment.
+    in_use: of running sequences, not in the tree."""
 
-    mark: CacheMark
+    marks: list[CacheMark]
     free: int
     in_use: int
     pool: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 
@@ -17,7 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 
-from raysgl.actors.index_check import VIEWS_S, wrong_masks
+from raysgl.actors.index_check import COORDINATOR, VIEWS_S, wrong_masks
 from raysgl.actors.transport import KeyPair
 from raysgl.messages import CacheReport, KVEvents, ReplicaFacts
 from raysgl.routing import CacheView, CoordinatorState, ReplicaInfo, Reply, Routed, Views
@@ -54,7 +55,10 @@ class Status(msgspec.Struct):
 
 
 class CacheCoordinator:
-    """`keys` are the application's client keys; Ray hands the same ones to the constructor when it restarts the actor."""
+    """One shard of it. The first one holds all that there is only once; replicas register with every one, and tell each of the cached
+    chains that are its (`raysgl.cache.hashing.shard_of`).
+
+    `keys` are the application's client keys; Ray hands the same ones to the constructor when it restarts the actor."""
 
     def __init__(self, keys: tuple[bytes, bytes]):
         self._keys = keys
@@ -159,8 +163,15 @@ class CacheCoordinator:
         decoded = msgspec.msgpack.decode(view, type=CacheView)
         self._views[decoded.who] = decoded
 
-    async def views(self, reports: bytes) -> bytes:
-        """Of these reports (a list of `CacheReport`) the `Views`, as soon as all mirrors have come there; or without them."""
+    async def own_view(self) -> bytes:
+        """This shard's `CacheView`."""
+        self._called()
+        indexes = list(self._state.indexes.values())
+        wrong = await wrong_masks(indexes)
+        return msgspec.msgpack.encode(CacheView(COORDINATOR, [mark for index in indexes for mark in index.marks()], wrong))
+
+    async def mirrors_views(self, reports: bytes) -> bytes:
+        """The mirrors' `Views`, as soon as all have come to these reports (a list of `CacheReport`), or without those that have not."""
         self._called()
         wanted = msgspec.msgpack.decode(reports, type=list[CacheReport])
         deadline = time.monotonic() + VIEWS_S
@@ -172,10 +183,7 @@ class CacheCoordinator:
             if len(there) == len(self._mirrors) or now > deadline:
                 break
             await asyncio.sleep(GATHER_S)
-        indexes = list(self._state.indexes.values())
-        wrong = await wrong_masks(indexes)
-        own = CacheView("coordinator", [mark for index in indexes for mark in index.marks()], wrong)
-        return msgspec.msgpack.encode(Views([own, *there], sorted(self._mirrors.keys() - {view.who for view in there})))
+        return msgspec.msgpack.encode(Views(there, sorted(self._mirrors.keys() - {view.who for view in there})))
 
     # ---------------------------------------------------------------- inner
 
@@ -225,17 +233,17 @@ class CacheCoordinator:
                 ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
-def actor_name(application: str) -> str:
-    return f"{application}:coordinator"
+def actor_name(application: str, shard: int = 0) -> str:
+    return f"{application}:coordinator" + (f":{shard}" if shard else "")
 
 
-def connect(application: str) -> ActorHandle:
-    """The application's coordinator; whoever comes first starts it."""
+def connect(application: str, shard: int = 0) -> ActorHandle:
+    """The application's coordinator, or another shard of it than the first; whoever comes first starts it."""
     keys = KeyPair.new()
     return (
         ray.remote(CacheCoordinator)
         .options(
-            name=actor_name(application),
+            name=actor_name(application, shard),
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -251,6 +259,7 @@ def connect(application: str) -> ActorHandle:
 
 
 def kill(application: str) -> None:
-    """End the application's coordinator, if there is one."""
+    """End all shards of the application's coordinator, if there is one."""
     with contextlib.suppress(ValueError):
-        ray.kill(ray.get_actor(actor_name(application), namespace=NAMESPACE), no_restart=True)
+        for shard in itertools.count():
+            ray.kill(ray.get_actor(actor_name(application, shard), namespace=NAMESPACE), no_restart=True)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Coordination(Protocol):
     """What a replica says to the coordinator. Calls block, and raise when it does not answer."""
 
-    def register(self) -> Reply: ...
+    def register(self, shard: int) -> Reply: ...
 
     def report(self, batch: KVEvents) -> Reply: ...
 
@@ -49,6 +49,7 @@ class EngineService:
         command: Callable[[Profile | SetLogs], tuple[bool, str]] | None = None,
         overlap: bool = True,
         grammars: Grammars | None = None,
+        coordinator_shards: int = 1,
     ):
         if isinstance(config, TextsConfig):
             self.scheduler: Scheduler | TextScheduler = TextScheduler(config)
@@ -63,7 +64,8 @@ class EngineService:
             coordination.register,
             self.scheduler.stored,
             lambda: fatal("another life of this replica has registered"),
-            lambda with_hashes: cache_report(self.scheduler, replica, epoch, with_hashes),
+            lambda with_hashes: cache_report(self.scheduler, replica, epoch, coordinator_shards, with_hashes),
+            coordinator_shards,
         )
         self.loop = EngineLoop(
             self.scheduler,

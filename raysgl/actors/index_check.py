@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from raysgl.messages import CacheReport
-from raysgl.routing import Mirror, PrefixIndex, Views, compare
+from raysgl.routing import CacheView, Mirror, PrefixIndex, Views, compare
 from raysgl.routing.index import SHARDS
 
 REPORT_S = 10.0
@@ -21,6 +21,8 @@ VIEWS_S = 2.0
 ROUNDS = 4
 """A restart takes the marks of before with it; by the next round they are there again."""
 PAUSE_S = 0.5
+COORDINATOR = "coordinator"
+"""What its view is called."""
 
 
 async def wrong_masks(indexes: Iterable[PrefixIndex]) -> list[str]:
@@ -34,10 +36,10 @@ async def wrong_masks(indexes: Iterable[PrefixIndex]) -> list[str]:
 
 
 class IndexCheck:
-    """The ingress's side. handles: shard 0 of each replica; the ingress changes them."""
+    """The ingress's side, which changes its arguments. coordinators: its shards. handles: shard 0 of each replica."""
 
-    def __init__(self, coordinator: Callable[[], ActorHandle], mirror: Mirror, handles: dict[str, ActorHandle]):
-        self._coordinator, self._mirror, self._handles = coordinator, mirror, handles
+    def __init__(self, coordinators: list[ActorHandle], mirror: Mirror, handles: dict[str, ActorHandle]):
+        self._coordinators, self._mirror, self._handles = coordinators, mirror, handles
 
     async def __call__(self, models: Iterable[str]) -> dict[str, Any]:
         """Compare; again where something could not be compared, and with page hashes where something differs."""
@@ -56,13 +58,21 @@ class IndexCheck:
         names = [info.replica for model in models for info in self._mirror.replicas(model)]
         answers = await asyncio.gather(*(self._report(name, with_hashes) for name in names))
         reports = dict(zip(names, answers))
-        made = [report for report in answers if report is not None]
+        return compare(reports, await self._views([report for report in answers if report is not None]))
+
+    async def _views(self, reports: list[CacheReport]) -> Views:
+        """The mirrors', and one of the coordinator's shards together."""
         try:
-            encoded = await self._coordinator().views.remote(msgspec.msgpack.encode(made))
-            views = msgspec.msgpack.decode(encoded, type=Views)
+            mirrors = await self._coordinators[0].mirrors_views.remote(msgspec.msgpack.encode(reports))
+            shards = await asyncio.gather(*(coordinator.own_view.remote() for coordinator in self._coordinators))
         except RayError:
-            views = Views([], ["coordinator"])
-        return compare(reports, views)
+            return Views([], [COORDINATOR])
+        views = msgspec.msgpack.decode(mirrors, type=Views)
+        parts = [msgspec.msgpack.decode(shard, type=CacheView) for shard in shards]
+        whole = CacheView(
+            COORDINATOR, [m for part in parts for m in part.marks], [name for part in parts for name in part.wrong]
+        )
+        return Views([whole, *views.views], views.silent)
 
     async def _report(self, name: str, with_hashes: bool) -> CacheReport | None:
         handle = self._handles.get(name)

@@ -91,7 +91,7 @@ class IngressLoop:
         self._wakes: dict[str, asyncio.Task] = {}
         self._application = application
         self.name = f"ingress-{uuid.uuid4().hex[:12]}"
-        self._mirror = Mirror(self.name)
+        self._mirror = Mirror(self.name, shards=config.server.coordinator_shards)
         self._decode = msgspec.msgpack.Decoder(Updates).decode
         self._handles: dict[str, ActorHandle] = {}
         self._lifelines: dict[tuple[str, int], asyncio.Task] = {}
@@ -101,18 +101,22 @@ class IngressLoop:
         """Listen, load the tokenizers, and begin to follow the coordinator. Raises what keeps it from doing so."""
         server = self._config.server
         sock = listening_socket(server.host, server.port)
-        self._coordinator = await asyncio.to_thread(coordination.connect, self._application)
-        keys = KeyPair(*await self._coordinator.client_keys.remote())
+        self._coordinators = [
+            await asyncio.to_thread(coordination.connect, self._application, shard)
+            for shard in range(server.coordinator_shards)
+        ]
+        keys = KeyPair(*await self._coordinators[0].client_keys.remote())
         models = [await asyncio.to_thread(load_served_model, model.engine) for model in self._config.models]
         transport = Transport(ray.util.get_node_ip_address(), keys)
         self.dispatcher = Dispatcher(transport, self.name, {model.name: model for model in models}, self._mirror)
         for model, engine in zip(self._config.models, self._engines):
             if model.autoscaling is not None and not model.autoscaling.min_replicas:
                 self.dispatcher.wakers[model.engine.name] = functools.partial(self._wake, model.engine.name, engine)
-        self.dispatcher.index_check = IndexCheck(lambda: self._coordinator, self._mirror, self._handles)
+        self.dispatcher.index_check = IndexCheck(self._coordinators, self._mirror, self._handles)
         self.app = create_app(self.dispatcher, server, self.name if server.num_ingress > 1 else None)
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tell())]
+        self._tasks = [loop.create_task(self._follow(shard)) for shard in range(server.coordinator_shards)]
+        self._tasks.append(loop.create_task(self._tell()))
         self._http = HttpServer(self.app, sock, CLOSE_S, server)
         await self._http.started()
         gc.collect()
@@ -151,19 +155,20 @@ class IngressLoop:
 
     # ---------------------------------------------------------------- the coordinator
 
-    async def _follow(self) -> None:
-        """Keep the mirror like the coordinator, and be connected to every replica in it."""
+    async def _follow(self, shard: int) -> None:
+        """Keep the mirror like a shard of the coordinator, and be connected to every replica that the first one knows."""
         while True:
             try:
-                updates, handles = await self._coordinator.sync.remote(self.name, *self._mirror.cursor)
-                self._handles.update(handles)
-                self._mirror.apply(self._decode(updates), time.monotonic())
-                self._connect()
+                updates, handles = await self._coordinators[shard].sync.remote(self.name, *self._mirror.cursors[shard])
+                self._mirror.apply(self._decode(updates), time.monotonic(), shard)
+                if not shard:
+                    self._handles.update(handles)
+                    self._connect()
             except RayError as error:
                 log.warning("the coordinator does not answer (%s); serving goes on without it", type(error).__name__)
                 await asyncio.sleep(AWAY_S)
                 with contextlib.suppress(RayError, ValueError):
-                    self._coordinator = await asyncio.to_thread(coordination.connect, self._application)
+                    self._coordinators[shard] = await asyncio.to_thread(coordination.connect, self._application, shard)
 
     def _connect(self) -> None:
         alive = set()
@@ -203,9 +208,9 @@ class IngressLoop:
             await asyncio.sleep(NOTICES_S)
             notices = self._mirror.take_routed()
             if notices:
-                self._coordinator.routed.remote(msgspec.msgpack.encode(notices))
+                self._coordinators[0].routed.remote(msgspec.msgpack.encode(notices))
             if self._mirror.marked:
                 self._mirror.marked = False
-                wrong = await wrong_masks(router.index for router in self._mirror.routers.values())
+                wrong = await wrong_masks(part for router in self._mirror.routers.values() for part in router.index.parts)
                 view = CacheView(self.name, self._mirror.marks(), wrong)
-                self._coordinator.view.remote(msgspec.msgpack.encode(view))
+                self._coordinators[0].view.remote(msgspec.msgpack.encode(view))

@@ -37,9 +37,10 @@ DRAIN_POLL_S = 0.05
 class EngineReplica:
     """One replica of one model. device: cpu or cuda, of all its shards."""
 
-    async def __init__(self, model: ModelConfig, device: str, logs: LogSettings):
+    async def __init__(self, model: ModelConfig, device: str, logs: LogSettings, coordinator_shards: int = 1):
         set_logs(logs)
         self._logs = logs
+        self._coordinator_shards = coordinator_shards
         context = serve.get_replica_context()
         self._model = model
         self._application = context.app_name
@@ -76,7 +77,16 @@ class EngineReplica:
         bundles = sorted(range(self._model.engine.tp_size), key=lambda i: (nodes[i] != here, nodes[i], i))
         shards = []
         for rank, bundle in enumerate(bundles):
-            spec = ShardSpec(self._application, self._name, self._epoch, self._model.engine, device, rank, self._logs)
+            spec = ShardSpec(
+                self._application,
+                self._name,
+                self._epoch,
+                self._model.engine,
+                device,
+                rank,
+                self._logs,
+                self._coordinator_shards,
+            )
             options = {
                 "num_cpus": self._model.num_cpus_per_shard,
                 "num_gpus": 1 if device == "cuda" else 0,

@@ -56,6 +56,7 @@ class ShardSpec:
     device: str
     rank: int
     logs: LogSettings
+    coordinator_shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class ModelShard:
         set_logs(spec.logs)
         self._spec = spec
         self._config = spec.engine
-        self._coordinator = coordination.connect(spec.application)
+        self._coordinators = [coordination.connect(spec.application, shard) for shard in range(spec.coordinator_shards)]
+        self._coordinator = self._coordinators[0]
         self._host = ray.util.get_node_ip_address()
         self._said: tuple[int, str] | None = None
         self._transport: Transport | None = None
@@ -141,12 +143,12 @@ class ModelShard:
 
     # ---------------------------------------------------------------- what the coordinator is told (from threads)
 
-    def register(self) -> Reply:
-        answer = self._coordinator.register.remote(msgspec.msgpack.encode(self._info), self._handle)
+    def register(self, shard: int) -> Reply:
+        answer = self._coordinators[shard].register.remote(msgspec.msgpack.encode(self._info), self._handle)
         return msgspec.msgpack.decode(answer.future().result(ANSWER_S), type=Reply)
 
     def report(self, batch: KVEvents) -> Reply:
-        answer = self._coordinator.report.remote(msgspec.msgpack.encode(batch))
+        answer = self._coordinators[batch.shard].report.remote(msgspec.msgpack.encode(batch))
         return msgspec.msgpack.decode(answer.future().result(ANSWER_S), type=Reply)
 
     def _progress(self, done: float, text: str) -> None:
@@ -227,6 +229,7 @@ class ModelShard:
             # On a CPU a step ahead hides nothing (the device is the host) and costs a step of latency.
             overlap=spec.device == "cuda" and not config.disable_overlap_schedule,
             grammars=self._grammars,
+            coordinator_shards=spec.coordinator_shards,
         )
         facts = ReplicaFacts(
             device=_device_name(spec.device),
@@ -248,7 +251,8 @@ class ModelShard:
             page_size=config.page_size,
             max_queued=limits.max_queued,
         )
-        self.register()
+        for shard in range(spec.coordinator_shards):
+            self.register(shard)
         self._service.start()
         return facts
 

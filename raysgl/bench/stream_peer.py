@@ -93,7 +93,7 @@ class ClockRunner:
 class NoCoordinator:
     """Agrees to everything: there is one engine, and the ingress is told of it."""
 
-    def register(self) -> Reply:
+    def register(self, shard: int) -> Reply:
         return Reply(1)
 
     def report(self, batch: KVEvents) -> Reply:
@@ -166,7 +166,7 @@ async def run_ingress(spec: Spec) -> None:
     mirror = Mirror("bench")
     state = CoordinatorState(epoch=1, now=time.monotonic(), settle_s=0.0)
     state.register(spec.engine, time.monotonic())
-    mirror.apply(state.updates_since(*mirror.cursor, time.monotonic()), time.monotonic())
+    mirror.apply(state.updates_since(*mirror.cursors[0], time.monotonic()), time.monotonic())
     dispatcher = Dispatcher(transport, "bench", {MODEL: model}, mirror)
     dispatcher.connect(spec.engine)
     config = ServerConfig(port=spec.port, drain_timeout_s=1)

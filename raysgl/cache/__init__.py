@@ -8,6 +8,7 @@ from raysgl.cache.events import EventLog
 from raysgl.cache.hashing import extend_hashes, page_hashes, root_hash
 from raysgl.cache.page_pool import OutOfPages, PagePool
 from raysgl.cache.radix_tree import Insert, Match, Node, RadixTree
+from raysgl.cache.sharded_events import ShardedEvents
 
 __all__ = [
     "EventLog",
@@ -17,6 +18,7 @@ __all__ = [
     "OutOfPages",
     "PagePool",
     "RadixTree",
+    "ShardedEvents",
     "extend_hashes",
     "page_hashes",
     "root_hash",

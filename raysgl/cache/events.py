@@ -16,9 +16,10 @@ class EventLog:
     the gap and asks for a snapshot.
     """
 
-    def __init__(self, replica: str, epoch: int):
+    def __init__(self, replica: str, epoch: int, shard: int = 0):
         self.replica = replica
         self.epoch = epoch
+        self.shard = shard
         self.sequence = 0
         """Number of the next batch."""
         self._pending: list[KVEvent] = []
@@ -41,6 +42,10 @@ class EventLog:
             last.hashes += event.hashes
         else:
             self._pending.append(event)
+
+    def heartbeat(self) -> KVEvents:
+        """A batch without anything: a sign of life."""
+        return self._batch([], None)
 
     def drain(self, load: Load | None = None, mark: Literal[0, 1, 2] = 0) -> KVEvents | None:
         """The events since the last call, with the load if one is given. None when there is nothing to say. mark: see `KVEvents`."""
@@ -68,6 +73,6 @@ class EventLog:
         return batches
 
     def _batch(self, events: list[KVEvent], load: Load | None, mark: Literal[0, 1, 2] = 0) -> KVEvents:
-        batch = KVEvents(self.replica, self.epoch, self.sequence, events, load, mark)
+        batch = KVEvents(self.replica, self.epoch, self.sequence, events, load, self.shard, mark)
         self.sequence += 1
         return batch

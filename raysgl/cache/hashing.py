@@ -37,6 +37,12 @@ def root_hash(extra_key: str = "") -> int:
     return xxh3_64_intdigest(extra_key.encode()) or 1 if extra_key else 0
 
 
+def shard_of(first_hash: int, shards: int) -> int:
+    """Which of so many shards of the coordinator a chain belongs to, by its first page. Of the upper bits, since the lower ones spread
+    pages within an index."""
+    return (first_hash >> 32) % shards
+
+
 def page_hashes(token_ids: Tokens, page_size: int, extra_key: str = "") -> list[int]:
     """One hash for each full page of a prompt; tokens after the last full page are not hashed."""
     return extend_hashes(root_hash(extra_key), token_ids, page_size)

@@ -36,8 +36,9 @@ class Views(msgspec.Struct, array_like=True):
 
 def covers(view: CacheView, reports: Iterable[CacheReport]) -> bool:
     """Whether a view is as far as these reports."""
-    places = {mark.replica: (mark.epoch, mark.sequence) for mark in view.marks}
-    return all(places.get(r.mark.replica, (0, 0)) >= (r.mark.epoch, r.mark.sequence) for r in reports)
+    places = {(mark.replica, mark.shard): (mark.epoch, mark.sequence) for mark in view.marks}
+    wanted = [mark for report in reports for mark in report.marks]
+    return all(places.get((mark.replica, mark.shard), (0, 0)) >= (mark.epoch, mark.sequence) for mark in wanted)
 
 
 def compare(reports: Mapping[str, CacheReport | None], views: Views) -> dict[str, Any]:
@@ -47,46 +48,47 @@ def compare(reports: Mapping[str, CacheReport | None], views: Views) -> dict[str
     compared: something is being restarted, or has only just been.
     """
     replicas = {name: _of_replica(name, report, views) for name, report in reports.items()}
-    found = {replica["status"] for replica in replicas.values()}
-    status = "different" if "different" in found else "busy" if "busy" in found or views.silent else "equal"
-    return {"status": status, "replicas": replicas}
+    found = {replica["status"] for replica in replicas.values()} | ({"busy"} if views.silent else set())
+    return {"status": _worst(found), "replicas": replicas}
 
 
 def _of_replica(name: str, report: CacheReport | None, views: Views) -> dict[str, Any]:
     if report is None:
         return {"status": "busy"}
-    mark = report.mark
-    balanced = report.free + mark.pages + report.in_use == report.pool
-    seen = {view.who: _compare(name, mark, view) for view in views.views}
+    cached = sum(mark.pages for mark in report.marks)
+    balanced = report.free + cached + report.in_use == report.pool
+    seen = {view.who: _compare(name, report.marks, view) for view in views.views}
     seen |= {who: {"status": "busy"} for who in views.silent}
     found = {view["status"] for view in seen.values()}
-    status = "different" if "different" in found or not balanced else "busy" if "busy" in found else "equal"
     return {
-        "status": status,
-        "epoch": mark.epoch,
-        "sequence": mark.sequence,
-        "pages": {
-            "pool": report.pool,
-            "free": report.free,
-            "cached": mark.pages,
-            "in_use": report.in_use,
-            "balanced": balanced,
-        },
+        "status": "different" if not balanced else _worst(found),
+        "epoch": report.marks[0].epoch,
+        "sequences": [mark.sequence for mark in report.marks],
+        "pages": {"pool": report.pool, "free": report.free, "cached": cached, "in_use": report.in_use, "balanced": balanced},
         "views": seen,
     }
 
 
-def _compare(name: str, held: CacheMark, view: CacheView) -> dict[str, Any]:
-    seen = next((mark for mark in view.marks if mark.replica == name), None)
-    if seen is None or (seen.epoch, seen.sequence) != (held.epoch, held.sequence):
+def _worst(found: set[str]) -> str:
+    return "different" if "different" in found else "busy" if "busy" in found else "equal"
+
+
+def _compare(name: str, held: list[CacheMark], view: CacheView) -> dict[str, Any]:
+    seen = {mark.shard: mark for mark in view.marks if mark.replica == name}
+    pairs = [(mark, seen.get(mark.shard)) for mark in held]
+    if any(other is None or (other.epoch, other.sequence) != (mark.epoch, mark.sequence) for mark, other in pairs):
         return {"status": "busy"}
+    known = [(mark, other) for mark, other in pairs if other is not None]
+    pages = sum(other.pages for _, other in known)
     if name in view.wrong:
-        return {"status": "different", "pages": seen.pages, "problem": "its masks are not what its events stored"}
-    if (seen.pages, seen.digest) == (held.pages, held.digest):
+        return {"status": "different", "pages": pages, "problem": "its masks are not what its events stored"}
+    wrong = [(mark, other) for mark, other in known if (mark.pages, mark.digest) != (other.pages, other.digest)]
+    if not wrong:
         return {"status": "equal"}
-    different: dict[str, Any] = {"status": "different", "pages": seen.pages}
-    if seen.hashes is not None and held.hashes is not None:
-        theirs, ours = np.frombuffer(seen.hashes, "<u8"), np.frombuffer(held.hashes, "<u8")
-        for what, pages in (("missing", np.setdiff1d(ours, theirs)), ("extra", np.setdiff1d(theirs, ours))):
-            different[what] = {"count": len(pages), "examples": [f"{page:016x}" for page in pages[:EXAMPLES].tolist()]}
+    different: dict[str, Any] = {"status": "different", "pages": pages}
+    if all(mark.hashes is not None and other.hashes is not None for mark, other in wrong):
+        ours = np.concatenate([np.frombuffer(mark.hashes or b"", "<u8") for mark, _ in wrong])
+        theirs = np.concatenate([np.frombuffer(other.hashes or b"", "<u8") for _, other in wrong])
+        for what, some in (("missing", np.setdiff1d(ours, theirs)), ("extra", np.setdiff1d(theirs, ours))):
+            different[what] = {"count": len(some), "examples": [f"{page:016x}" for page in some[:EXAMPLES].tolist()]}
     return different

@@ -295,7 +295,7 @@ class PrefixIndex:
         for part in member.digests:
             digest ^= part
         hashes = array("Q", sorted(self.hashes_of(batch.replica))).tobytes() if batch.mark == 2 else None
-        return CacheMark(batch.replica, batch.epoch, batch.sequence, member.pages, digest, hashes)
+        return CacheMark(batch.replica, batch.epoch, batch.shard, batch.sequence, member.pages, digest, hashes)
 
     def _name(self, mask: int, pages: int, hits: dict[str, int]) -> None:
         names = self._names

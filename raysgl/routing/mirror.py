@@ -1,9 +1,12 @@
 """An ingress's copy of what the coordinator knows, and the routers that decide from it.
 
-    updates = coordinator.updates_since(*mirror.cursor)   # by long poll
+    updates = coordinator.updates_since(*mirror.cursors[0])   # by long poll
     mirror.apply(updates, now)
     decisions = mirror.choose(model, requests, now)
     coordinator.routed(mirror.take_routed())              # batched
+
+The coordinator may be several shards, each with a part of the index and a cursor of its own. The first one also says who is there
+and how busy.
 
 When the coordinator is away the mirror goes stale and serving goes on: loads still come with the tokens (`load`), deaths are
 learned from Ray (`lost`). When it comes back with a new epoch, the mirror keeps its own view until the replicas have had time to
@@ -37,42 +40,43 @@ from raysgl.routing.router import Decision, Refusal, Router, RouteRequest
 class Mirror:
     """Not thread safe. `now` is time.monotonic() of the ingress. `ingress` is its own id, to know its own notices by."""
 
-    def __init__(self, ingress: str, seed: int | None = None):
+    def __init__(self, ingress: str, seed: int | None = None, shards: int = 1):
         self.ingress = ingress
+        self.cursors = [(0, -1)] * shards
+        """For each shard of the coordinator, (its epoch, version) to ask updates since."""
         self.routers: dict[str, Router] = {}
         self.updated_at: float | None = None
         self.marked = False
         """A batch with a mark has come; for whoever tells of it, and sets this back."""
-        self._epoch = 0
-        self._version = -1
         self._random = random.Random(seed)
         self._outbox: list[Routed] = []
         # Lives known to be over before the coordinator says so. Later lives of a replica have greater epochs.
         self._lost: dict[str, int] = {}
 
-    @property
-    def cursor(self) -> tuple[int, int]:
-        """(coordinator epoch, version) to ask updates since."""
-        return self._epoch, self._version
-
     def staleness(self, now: float) -> float:
-        """Seconds since the coordinator last answered; infinite before it has."""
+        """Seconds since the coordinator's first shard last answered; infinite before it has."""
         return float("inf") if self.updated_at is None else now - self.updated_at
 
-    def apply(self, updates: Updates, now: float) -> bool:
-        """Take the coordinator's answer. False if it does not fit (a lost or repeated answer, or a coordinator that began again
-        and has nothing to tell yet): nothing has changed then, and asking since `cursor` again, a little later, is right.
+    def apply(self, updates: Updates, now: float, shard: int = 0) -> bool:
+        """Take the answer of a shard of the coordinator. False if it does not fit (a lost or repeated answer, or a coordinator that
+        began again and has nothing to tell yet): nothing has changed then, and asking since its cursor again, a little later, is right.
         """
         if updates.views is not None:
-            self._adopt(updates.views, now)
-            self._epoch = updates.coordinator_epoch
-        elif (updates.coordinator_epoch, updates.since) != self.cursor:
+            if shard:
+                self._adopt_part(updates.views, shard)
+            else:
+                self._adopt(updates.views, now)
+        elif (updates.coordinator_epoch, updates.since) != self.cursors[shard]:
             return False
         else:
             for delta in updates.deltas:
-                self._apply(delta, now)
-        self._version = updates.version
-        self.updated_at = now
+                if shard:
+                    self._apply_to_part(delta, shard, now)
+                else:
+                    self._apply(delta, now)
+        self.cursors[shard] = updates.coordinator_epoch, updates.version
+        if not shard:
+            self.updated_at = now
         return True
 
     # ------------------------------------------------------------------ deciding
@@ -145,8 +149,7 @@ class Mirror:
             return
         router = self._router(delta.model)
         if isinstance(delta, CacheChanged):
-            router.events(delta.batch, now)
-            self.marked |= delta.batch.mark > 0
+            self._take_events(router, delta, now)
         elif isinstance(delta, LoadChanged):
             router.load(delta.replica, delta.epoch, delta.load, now)
         elif isinstance(delta, ReplicaDraining):
@@ -156,16 +159,37 @@ class Mirror:
         elif delta.ingress != self.ingress:
             router.routed(delta.replica, delta.epoch, delta.tokens, delta.hashes, now)
 
+    def _apply_to_part(self, delta: Delta, shard: int, now: float) -> None:
+        """What another shard than the first says counts for its part of the index alone."""
+        model = delta.info.model if isinstance(delta, ReplicaJoined) else delta.model
+        router = self._router(model)
+        part = router.index.parts[shard]
+        if isinstance(delta, ReplicaJoined):
+            part.add(delta.info.replica, delta.info.epoch)
+        elif isinstance(delta, ReplicaLeft):
+            part.drop(delta.replica)
+        elif isinstance(delta, CacheChanged):
+            self._take_events(router, delta, now)
+
+    def _take_events(self, router: Router, delta: CacheChanged, now: float) -> None:
+        router.events(delta.batch, now)
+        self.marked |= delta.batch.mark > 0
+
+    def _adopt_part(self, views: list[ModelView], shard: int) -> None:
+        parts = {view.model: PrefixIndex.load(view.index) for view in views}
+        for model in {*self.routers, *parts}:
+            self._router(model).index.parts[shard] = parts.get(model) or PrefixIndex()
+
     def _adopt(self, views: list[ModelView], now: float) -> None:
         """Replace everything by the coordinator's view, but keep what only this ingress knows: its requests and fresh loads."""
         before = self.routers
         self.routers = {}
         for view in views:
             router = self._router(view.model)
-            router.index = PrefixIndex.load(view.index)
+            router.index.parts[0] = PrefixIndex.load(view.index)
             for info in view.replicas:
                 if self._is_lost(info.replica, info.epoch):
-                    router.index.drop(info.replica)
+                    router.index.parts[0].drop(info.replica)
                 else:
                     router.join(replace(info), index_too=False)
             if view.model in before:
@@ -183,7 +207,7 @@ class Mirror:
     def _router(self, model: str) -> Router:
         router = self.routers.get(model)
         if router is None:
-            router = self.routers[model] = Router(self._random.getrandbits(64))
+            router = self.routers[model] = Router(self._random.getrandbits(64), len(self.cursors))
         return router
 
     def _is_lost(self, replica: str, epoch: int) -> bool:

@@ -26,6 +26,7 @@ from raysgl.routing.index import Applied, PrefixIndex
 from raysgl.routing.load_book import Flight, LoadBook
 from raysgl.routing.messages import ReplicaInfo
 from raysgl.routing.optimistic import OptimisticPages
+from raysgl.routing.sharded_index import ShardedIndex
 
 TIE_S = 1e-6
 SESSION_SLACK_S = 0.01
@@ -85,18 +86,40 @@ class _Replica:
         self.book = LoadBook(info.replica, changed)
 
 
-class Router:
-    """Decides for one model, from an index and load reports. Not thread safe. Times are `time.monotonic()`, given by the caller."""
+class _Rows:
+    """Which row of the board each bit of an index's masks stands for, as an array; -1: none."""
 
-    def __init__(self, seed: int | None = None):
-        self.index = PrefixIndex()
+    def __init__(self) -> None:
+        self._index: PrefixIndex | None = None
+        self._layout = -1
+        self._rows = np.zeros(0, dtype=np.int64)
+
+    def of(self, index: PrefixIndex, board: Board) -> np.ndarray:
+        """Made anew where bits have changed hands."""
+        if self._index is not index or self._layout != index.layout:
+            self._index, self._layout = index, index.layout
+            self._rows = np.full(index.num_bits, -1, dtype=np.int64)
+            for name, row in board.row_of.items():
+                if (bit := index.bit_of(name)) >= 0:
+                    self._rows[bit] = row
+        return self._rows
+
+
+class Router:
+    """Decides for one model, from an index and load reports. Not thread safe. Times are `time.monotonic()`, given by the caller.
+
+    shards: of the coordinator. Who is there is the first one's to say, and so is what its part of the index holds; the other parts are
+    told of replicas by their own shards (`self.index.parts`).
+    """
+
+    def __init__(self, seed: int | None = None, shards: int = 1):
+        self.index = ShardedIndex(shards)
         self.optimistic = OptimisticPages()
         self._replicas: dict[str, _Replica] = {}
         # Derived from the replicas: None after one came, went or changed sides.
         self._board: Board | None = None
         self._changed: set[LoadBook] = set()
-        self._rows_of_bits = np.zeros(0, dtype=np.int64)
-        self._layout = -1
+        self._rows_of_bits: list[_Rows] = []
         self._flights: dict[int, Flight] = {}
         self._tickets = itertools.count(1)
         self._random = random.Random(seed)
@@ -109,14 +132,14 @@ class Router:
         self._replicas[info.replica] = _Replica(info, self._changed)
         self._board = None
         if index_too:
-            self.index.add(info.replica, info.epoch)
+            self.index.parts[0].add(info.replica, info.epoch)
 
     def leave(self, replica: str, epoch: int) -> None:
         """A life of a replica has ended, and so has any before it. Does nothing if a later one is known."""
         known = self.epoch(replica)
         if known is not None and known <= epoch:
             self._forget(replica)
-            self.index.drop(replica)
+            self.index.parts[0].drop(replica)
 
     def drain(self, replica: str, epoch: int, draining: bool = True) -> None:
         """A replica takes no more requests, or does so again."""
@@ -165,9 +188,11 @@ class Router:
         return {name: known.book.load for name, known in self._replicas.items()}
 
     def adopt(self, previous: Router) -> None:
-        """Take over from a router that this one replaces: its tickets, and the loads and optimistic pages of the lives both know."""
+        """Take over from a router that this one replaces: its tickets, the other shards' parts of the index, and the loads and optimistic
+        pages of the lives both know."""
         self._flights, self._tickets = previous._flights, previous._tickets
         self.optimistic = previous.optimistic
+        self.index.parts[1:] = previous.index.parts[1:]
         self._board = None
         for name, known in previous._replicas.items():
             if self.epoch(name) == known.info.epoch:
@@ -232,28 +257,24 @@ class Router:
             known = list(self._replicas.values())
             board = self._board = Board([(replica.info, replica.book) for replica in known])
             self._changed.update(replica.book for replica in known)
-            self._layout = -1
+            self._rows_of_bits = [_Rows() for _ in self.index.parts]
         if self._changed:
             board.refresh(self._changed)
-        if self._layout != self.index.layout:
-            self._layout = self.index.layout
-            self._rows_of_bits = np.full(self.index.num_bits, -1, dtype=np.int64)
-            for name, row in board.row_of.items():
-                if (bit := self.index.bit_of(name)) >= 0:
-                    self._rows_of_bits[bit] = row
         return board
 
     def _hits(self, hashes: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Leading pages that each replica has or will have, and those of them only to come. None where all are 0."""
         board = self._board
         assert board is not None
-        runs = self.index.runs(hashes)
-        longer = self.optimistic.extend(hashes, runs, self.index.bit_of)
+        number = self.index.part_of(hashes)
+        part = self.index.parts[number]
+        runs = part.runs(hashes)
+        longer = self.optimistic.extend(hashes, runs, part.bit_of)
         if not runs and not longer:
             return None, None
         # One place more than replicas: for bits of replicas that only the index knows.
         hits = np.zeros(len(board.infos) + 1)
-        rows = self._rows_of_bits
+        rows = self._rows_of_bits[number].of(part, board)
         for mask, pages in runs:
             if mask.bit_count() <= FEW_BITS:
                 while mask:

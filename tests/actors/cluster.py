@@ -61,7 +61,7 @@ class LocalEngine:
         self.register()
         self.service.start()
 
-    def register(self):
+    def register(self, shard=0):
         with self.cluster.lock:
             return self.cluster.state.register(self.info, time.monotonic())
 
@@ -103,7 +103,7 @@ class LocalCluster:
         while True:
             with self.lock:
                 self.state.routed(dispatcher.mirror.take_routed())
-                updates = self.state.updates_since(*dispatcher.mirror.cursor, time.monotonic())
+                updates = self.state.updates_since(*dispatcher.mirror.cursors[0], time.monotonic())
             dispatcher.mirror.apply(updates, time.monotonic())
             for info in dispatcher.mirror.replicas(MODEL):
                 dispatcher.connect(info)

@@ -28,9 +28,9 @@ async def check(cluster, with_hashes=False):
     for dispatcher in cluster.dispatchers:
         mirror = dispatcher.mirror
         async with asyncio.timeout(10):
-            while mirror.cursor[1] < version:
+            while mirror.cursors[0][1] < version:
                 await asyncio.sleep(0.01)
-        wrong = await wrong_masks(router.index for router in mirror.routers.values())
+        wrong = await wrong_masks(part for router in mirror.routers.values() for part in router.index.parts)
         views.append(CacheView(dispatcher.name, mirror.marks(), wrong))
     return compare(dict(zip(cluster.engines, reports)), Views(views, []))
 
@@ -88,7 +88,7 @@ async def test_differences_are_named(cluster):
     dispatcher = await cluster.add_ingress()
     await Reading().read(await ask(dispatcher, list(range(40))))
     assert (await check(cluster))["replicas"]["a"]["status"] == "equal"
-    mirror = dispatcher.mirror.routers[MODEL].index
+    (mirror,) = dispatcher.mirror.routers[MODEL].index.parts
     gone = min(mirror.hashes_of("a"))
     member = mirror._members["a"]
     mirror._discard(member, [gone])

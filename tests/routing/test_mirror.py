@@ -18,14 +18,15 @@ def stored(replica, sequence, *hashes, epoch=1, load=None):
 
 def follow(mirror, coordinator, now=0.0):
     """One poll, over the wire."""
-    updates = coordinator.updates_since(*mirror.cursor, now)
+    updates = coordinator.updates_since(*mirror.cursors[0], now)
     return mirror.apply(msgspec.msgpack.decode(msgspec.msgpack.encode(updates), type=Updates), now)
 
 
 def coming(mirror, hashes):
     """(replica, cached pages, cached and coming pages) where some are on their way."""
     router = mirror.routers["m"]
-    return router.optimistic.extend(hashes, router.index.runs(hashes), router.index.bit_of)
+    (index,) = router.index.parts
+    return router.optimistic.extend(hashes, index.runs(hashes), index.bit_of)
 
 
 @pytest.fixture
@@ -43,12 +44,12 @@ def test_a_new_mirror_gets_everything_then_deltas(coordinator):
     assert follow(mirror, coordinator)
     assert mirror.routers["m"].index.match([1, 2, 3]) == {"a": 3}
     assert mirror.loads()["m"]["a"].running == 2
-    assert not coordinator.has_news(*mirror.cursor, 0.0)
+    assert not coordinator.has_news(*mirror.cursors[0], 0.0)
     coordinator.apply_events(stored("b", 0, 1), 1.0)
     coordinator.apply_load("b", 1, Load(waiting=7), 1.0)
     coordinator.set_draining("b", 1)
-    assert coordinator.has_news(*mirror.cursor, 1.0)
-    updates = coordinator.updates_since(*mirror.cursor, 1.0)
+    assert coordinator.has_news(*mirror.cursors[0], 1.0)
+    updates = coordinator.updates_since(*mirror.cursors[0], 1.0)
     assert updates.views is None and len(updates.deltas) == 3
     assert mirror.apply(updates, 1.0) and not mirror.apply(updates, 1.0)  # a repeated answer changes nothing
     assert mirror.routers["m"].index.match([1, 2, 3]) == {"a": 3, "b": 1}
@@ -63,7 +64,7 @@ def test_a_mirror_far_behind_gets_everything(coordinator):
     follow(mirror, coordinator)
     for sequence in range(50):
         coordinator.apply_events(stored("b", sequence, sequence), 1.0)
-    assert coordinator.updates_since(*mirror.cursor, 1.0).views is not None
+    assert coordinator.updates_since(*mirror.cursors[0], 1.0).views is not None
     assert follow(mirror, coordinator)
     assert mirror.routers["m"].index.hashes_of("b") == set(range(50))
 
@@ -74,8 +75,8 @@ def test_long_logs_come_in_parts(coordinator):
     for sequence in range(25):
         coordinator.apply_events(stored("b", sequence, sequence), 1.0)
     polls = 0
-    while coordinator.has_news(*mirror.cursor, 1.0):
-        assert mirror.apply(coordinator.updates_since(*mirror.cursor, 1.0, max_deltas=10), 1.0)
+    while coordinator.has_news(*mirror.cursors[0], 1.0):
+        assert mirror.apply(coordinator.updates_since(*mirror.cursors[0], 1.0, max_deltas=10), 1.0)
         polls += 1
     assert polls == 3 and mirror.routers["m"].index.hashes_of("b") == set(range(25))
 
@@ -130,7 +131,7 @@ def test_a_restarted_coordinator_does_not_make_mirrors_forget(coordinator):
     follow(mirror, coordinator)
     (before,) = mirror.choose("m", [RouteRequest([1, 2, 3, 4], 70)], 10.0)
     again = CoordinatorState(epoch=200, now=10.0, settle_s=3.0)
-    assert not again.has_news(*mirror.cursor, 10.0)
+    assert not again.has_news(*mirror.cursors[0], 10.0)
     assert not follow(mirror, again, 10.0)
     again.register(info("b"), 11.0)
     assert not follow(mirror, again, 11.0) and len(mirror.replicas("m")) == 2
@@ -138,9 +139,9 @@ def test_a_restarted_coordinator_does_not_make_mirrors_forget(coordinator):
     assert follow(fresh, again, 11.0) and len(fresh.replicas("m")) == 1
     again.register(info("a"), 12.0)
     again.apply_events(KVEvents("a", 1, 9, [CacheCleared(), PagesStored(0, [1, 2])]), 12.0)
-    assert again.has_news(*mirror.cursor, 13.0) and follow(mirror, again, 13.0)
+    assert again.has_news(*mirror.cursors[0], 13.0) and follow(mirror, again, 13.0)
     assert mirror.routers["m"].index.match([1, 2, 3]) == {"a": 2}
-    assert mirror.cursor == (200, again.version)
+    assert mirror.cursors[0] == (200, again.version)
     # What only the ingress knew is still there: its request, and the pages on their way.
     assert coming(mirror, [1, 2, 3, 4]) == []
     assert mirror.routers["m"]._replicas["a"].book.occupancy() == (3, 0)

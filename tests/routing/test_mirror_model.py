@@ -1,7 +1,8 @@
 """Random histories of a small cluster: whatever is lost, late, restarted or dead, in the end every mirror equals the replicas' trees.
 
 Replicas are real radix trees with real event logs; batches may be dropped, delayed, overtaken or repeated on the way. Histories come
-from a seed, with odds chosen so that each trouble meets a cluster that has something to lose.
+from a seed, with odds chosen so that each trouble meets a cluster that has something to lose. The coordinator is one to three
+shards, each with troubles of its own.
 """
 
 import functools
@@ -12,7 +13,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysgl.cache import EventLog, RadixTree
+from raysgl.cache import RadixTree, ShardedEvents
+from raysgl.cache.hashing import shard_of
 from raysgl.messages import KVEvents, Load
 from raysgl.routing import CoordinatorState, Decision, Mirror, PrefixIndex, ReplicaInfo, RouteRequest
 from raysgl.routing.index import SHARDS
@@ -24,10 +26,10 @@ P = 2
 class FakeReplica:
     """One life of a replica: the engine's side of the protocol."""
 
-    def __init__(self, name: str, epoch: int):
+    def __init__(self, name: str, epoch: int, shards: int):
         self.info = ReplicaInfo(name, epoch, "m", "address", page_size=P)
-        self.log = EventLog(name, epoch)
-        self.tree = RadixTree(P, self.log.append)
+        self.events = ShardedEvents(name, epoch, shards)
+        self.tree = RadixTree(P, self.events.append)
         self.pages = 0
 
     def compute(self, tokens):
@@ -36,14 +38,18 @@ class FakeReplica:
         self.pages += len(new)
         self.tree.insert(tokens, [*have, *new])
 
-    def mark(self):
-        """A batch with a mark, and what everybody must then take down."""
-        batch = self.log.drain(None, mark=1)
-        hashes = self.hashes()
-        return batch, (len(hashes), functools.reduce(operator.xor, hashes, 0))
+    def snapshot(self, shard, **limits):
+        return self.events.snapshot(list(self.tree.stored()), shard, **limits)
 
-    def hashes(self):
-        return {page for event in self.tree.stored() for page in event.hashes}
+    def hashes(self, shard):
+        """All cached pages whose chain begins with one of the shard's."""
+        found = set()
+        stack = [top for top in self.tree.root.children.values() if shard_of(top.hashes[0], len(self.events.logs)) == shard]
+        while stack:
+            node = stack.pop()
+            found.update(node.hashes)
+            stack.extend(node.children.values())
+        return found
 
 
 class Cluster:
@@ -51,39 +57,43 @@ class Cluster:
         self.now = 0.0
         self.random = random.Random(seed)
         self.epoch = 1
-        self.coordinator = CoordinatorState(self.epoch, self.now, timeout_s=1e9, max_log=300)
+        self.shards = self.random.randint(1, 3)
+        self.coordinators = [CoordinatorState(self.epoch, self.now, timeout_s=1e9, max_log=300) for _ in range(self.shards)]
         self.replicas: dict[str, FakeReplica] = {}
         self.dead: list[FakeReplica] = []
-        self.mirrors = [Mirror("i0", 0), Mirror("i1", 1)]
+        self.mirrors = [Mirror(f"i{i}", i, self.shards) for i in range(2)]
         self.wire: list[bytes] = []
-        self.marks: dict[tuple[str, int, int], tuple[int, int]] = {}
+        self.marks: dict[tuple[str, int, int, int], tuple[int, int]] = {}
 
     def next_epoch(self) -> int:
         self.epoch += 1
         return self.epoch
 
+    def any_shard(self) -> int:
+        return self.random.randrange(self.shards)
+
     def prompt(self) -> list[int]:
-        return [token for _ in range(self.random.randint(1, 6)) for token in (0, self.random.randint(0, 1))]
+        tokens = [token for _ in range(self.random.randint(1, 6)) for token in (0, self.random.randint(0, 1))]
+        return [self.random.randint(0, 2), *tokens[1:]]  # so that chains begin in all shards
 
     def send(self, batch):
         self.wire.append(msgspec.msgpack.encode(batch))
 
     def deliver(self, data: bytes):
         batch = msgspec.msgpack.decode(data, type=KVEvents)
-        reply = self.coordinator.apply_events(batch, self.now)
+        coordinator = self.coordinators[batch.shard]
+        reply = coordinator.apply_events(batch, self.now)
         replica = self.replicas.get(batch.replica)
         if replica is None or replica.info.epoch != batch.epoch:
-            later = [
-                info for info in self.coordinator.replicas("m") if info.replica == batch.replica and info.epoch > batch.epoch
-            ]
+            later = [info for info in coordinator.replicas("m") if info.replica == batch.replica and info.epoch > batch.epoch]
             assert not later or reply.action == "dead", "events of a dead life were taken"
             return
         action = reply.action
         assert action != "dead", "a living replica was turned away"
         if action == "register":
-            action = self.coordinator.register(replica.info, self.now).action
+            action = coordinator.register(replica.info, self.now).action
         if action == "snapshot":
-            for part in replica.log.snapshot(replica.tree.stored(), max_pages=4):
+            for part in replica.snapshot(batch.shard, max_pages=4):
                 self.send(part)
 
     # ------------------------------------------------------------------ what may happen
@@ -98,21 +108,23 @@ class Cluster:
 
     def report(self):
         for replica in self.replicas.values():
-            batch = replica.log.drain(self.random.choice([None, Load(running=1)]))
-            if batch is not None:
-                for _ in range(self.random.choices([0, 1, 2], [1, 20, 2])[0]):
-                    self.send(batch)
+            for log in replica.events.logs:
+                batch = log.drain(self.random.choice([None, Load(running=1)]) if log.shard == 0 else None)
+                if batch is not None:
+                    for _ in range(self.random.choices([0, 1, 2], [1, 20, 2])[0]):
+                        self.send(batch)
 
-    def mark(self):
+    def mark(self, lost: float = 0.1):
         for replica in self.replicas.values():
-            batch, expected = replica.mark()
-            self.marks[batch.replica, batch.epoch, batch.sequence] = expected
-            if self.random.random() < 0.9:
-                self.send(batch)
-
-    def compare_marks(self, index):
-        for mark in index.marks():
-            assert self.marks[mark.replica, mark.epoch, mark.sequence] == (mark.pages, mark.digest)
+            for log in replica.events.logs:
+                batch = log.drain(None, mark=1)
+                hashes = replica.hashes(log.shard)
+                self.marks[replica.info.replica, batch.epoch, log.shard, batch.sequence] = (
+                    len(hashes),
+                    functools.reduce(operator.xor, hashes, 0),
+                )
+                if self.random.random() >= lost:
+                    self.send(batch)
 
     def arrive(self):
         if self.random.random() < 0.1:
@@ -121,13 +133,13 @@ class Cluster:
             self.deliver(self.wire.pop(0))
 
     def poll(self):
-        mirror = self.random.choice(self.mirrors)
-        updates = self.coordinator.updates_since(*mirror.cursor, self.now, self.random.choice([1, 3, 1000]))
+        mirror, shard = self.random.choice(self.mirrors), self.any_shard()
+        coordinator = self.coordinators[shard]
+        updates = coordinator.updates_since(*mirror.cursors[shard], self.now, self.random.choice([1, 3, 1000]))
         if self.random.random() < 0.8:
-            self.compare_marks(self.coordinator.indexes.get("m", PrefixIndex()))
-            taken = mirror.apply(msgspec.msgpack.decode(msgspec.msgpack.encode(updates), type=Updates), self.now)
-            if taken and mirror.cursor == (self.coordinator.epoch, self.coordinator.version):
-                self.compare(mirror)
+            taken = mirror.apply(msgspec.msgpack.decode(msgspec.msgpack.encode(updates), type=Updates), self.now, shard)
+            if taken and mirror.cursors[shard] == (coordinator.epoch, coordinator.version):
+                self.compare(mirror, shard)
 
     def route(self):
         mirror = self.random.choice(self.mirrors)
@@ -135,41 +147,45 @@ class Cluster:
             if isinstance(decision, Decision) and self.random.random() < 0.5:
                 mirror.first_token("m", decision.ticket, self.now)
                 mirror.finish("m", decision.ticket, self.now)
-        self.coordinator.routed(mirror.take_routed())
+        self.coordinators[0].routed(mirror.take_routed())
 
     def start(self):
         name = self.random.choice("abc")
         if name in self.replicas:
             self.dead.append(self.replicas[name])
-        self.replicas[name] = replica = FakeReplica(name, self.next_epoch())
-        if self.random.random() < 0.7:
-            self.coordinator.register(replica.info, self.now)
+        self.replicas[name] = replica = FakeReplica(name, self.next_epoch(), self.shards)
+        for coordinator in self.coordinators:
+            if self.random.random() < 0.7:
+                coordinator.register(replica.info, self.now)
 
     def die(self):
         if self.replicas:
             name = self.random.choice(list(self.replicas))
             self.dead.append(self.replicas.pop(name))
-            self.coordinator.leave(name, self.dead[-1].info.epoch)
+            for coordinator in self.coordinators:
+                coordinator.leave(name, self.dead[-1].info.epoch)
 
     def silence(self):
-        """The coordinator hears nothing of anybody for too long, though all are well."""
-        self.coordinator._timeout, timeout = -1.0, self.coordinator._timeout
-        self.coordinator.expire(self.now)
-        self.coordinator._timeout = timeout
+        """A coordinator hears nothing of anybody for too long, though all are well."""
+        coordinator = self.coordinators[self.any_shard()]
+        coordinator._timeout, timeout = -1.0, coordinator._timeout
+        coordinator.expire(self.now)
+        coordinator._timeout = timeout
 
     def dead_life_speaks(self):
         if self.dead:
             late = self.random.choice(self.dead)
             late.compute(self.prompt())
-            for batch in late.log.snapshot(late.tree.stored()):
+            for batch in late.snapshot(self.any_shard()):
                 self.send(batch)
 
     def coordinator_restarts(self):
         settle = self.random.choice([0, 5])
-        self.coordinator = CoordinatorState(self.next_epoch(), self.now, settle_s=settle, timeout_s=1e9, max_log=300)
+        again = CoordinatorState(self.next_epoch(), self.now, settle_s=settle, timeout_s=1e9, max_log=300)
+        self.coordinators[self.any_shard()] = again
 
     def live(self, steps: int):
-        often = [self.work, self.report, self.arrive, self.poll]
+        often = [self.work, self.report, self.arrive, self.poll, self.poll]
         sometimes = [self.route, self.start, self.mark]
         rarely = [self.die, self.silence, self.dead_life_speaks, self.coordinator_restarts]
         odds = [20] * len(often) + [4] * len(sometimes) + [1] * len(rarely)
@@ -179,49 +195,50 @@ class Cluster:
 
     # ------------------------------------------------------------------ what must hold
 
-    def compare(self, mirror: Mirror):
-        """A mirror that has followed to the end equals the coordinator."""
-        known = {info.replica: info.epoch for info in mirror.replicas("m")}
-        assert known == {info.replica: info.epoch for info in self.coordinator.replicas("m")}
+    def compare(self, mirror: Mirror, shard: int):
+        """A mirror that has followed a shard to the end equals it, and both know what the replicas held at their marks."""
+        coordinator = self.coordinators[shard]
+        known = {info.replica: info.epoch for info in coordinator.replicas("m")}
+        if shard == 0:
+            assert known == {info.replica: info.epoch for info in mirror.replicas("m")}
+        theirs = coordinator.indexes.get("m", PrefixIndex())
+        ours = mirror.routers["m"].index.parts[shard] if mirror.routers else PrefixIndex()
         for name in known:
-            theirs, ours = self.coordinator.indexes["m"], mirror.routers["m"].index
             assert theirs.hashes_of(name) == ours.hashes_of(name) and theirs.pages(name) == ours.pages(name)
-        for router in mirror.routers.values():
-            self.compare_marks(router.index)
-            assert not any(router.index.wrong_masks(shard) for shard in range(SHARDS))
+        for mark in [*theirs.marks(), *ours.marks()]:
+            assert self.marks[mark.replica, mark.epoch, shard, mark.sequence] == (mark.pages, mark.digest)
+        assert not any(ours.wrong_masks(part) or theirs.wrong_masks(part) for part in range(SHARDS))
+
+    def follow(self):
+        for mirror in self.mirrors:
+            for shard, coordinator in enumerate(self.coordinators):
+                while coordinator.has_news(*mirror.cursors[shard], self.now):
+                    assert mirror.apply(coordinator.updates_since(*mirror.cursors[shard], self.now, 50), self.now, shard)
 
     def calm(self):
         """Replicas report as they do every second, nothing is lost, mirrors poll: all are equal, and equal to the trees."""
         self.now += 10
         for _ in range(4):
             for replica in self.replicas.values():
-                self.send(replica.log.drain(Load()))
+                for log in replica.events.logs:
+                    self.send(log.drain(Load()) if log.shard == 0 else log.drain() or log.heartbeat())
             while self.wire:
                 self.deliver(self.wire.pop(0))
         self.follow()
-        self.mark_all_at_once()
+        self.mark(lost=0)
+        while self.wire:
+            self.deliver(self.wire.pop(0))
         self.follow()
         for mirror in self.mirrors:
-            self.compare(mirror)
             assert {info.replica: info.epoch for info in mirror.replicas("m")} == {
                 name: replica.info.epoch for name, replica in self.replicas.items()
             }
-            for name, replica in self.replicas.items():
-                hashes = replica.hashes()
-                index = mirror.routers["m"].index
-                assert index.hashes_of(name) == hashes and index.pages(name) == len(hashes)
-                assert any((mark.replica, mark.epoch) == (name, replica.info.epoch) for mark in index.marks())
-
-    def follow(self):
-        for mirror in self.mirrors:
-            while self.coordinator.has_news(*mirror.cursor, self.now):
-                assert mirror.apply(self.coordinator.updates_since(*mirror.cursor, self.now, 50), self.now)
-
-    def mark_all_at_once(self):
-        for replica in self.replicas.values():
-            batch, expected = replica.mark()
-            self.marks[batch.replica, batch.epoch, batch.sequence] = expected
-            assert self.coordinator.apply_events(batch, self.now).action == "none"
+            for shard in range(self.shards):
+                self.compare(mirror, shard)
+                for name, replica in self.replicas.items():
+                    index, hashes = mirror.routers["m"].index.parts[shard], replica.hashes(shard)
+                    assert index.hashes_of(name) == hashes and index.pages(name) == len(hashes)
+                    assert any((mark.replica, mark.epoch) == (name, replica.info.epoch) for mark in index.marks())
 
 
 @settings(max_examples=150, deadline=None)

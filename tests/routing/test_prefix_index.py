@@ -120,15 +120,15 @@ def test_marks_are_taken_down_with_the_batch_that_asks():
     index.apply(KVEvents("a", 1, 1, [PagesStored(0, list(pages)), PagesRemoved([2])], mark=1))
     index.apply(batch("a", 2, PagesStored(0, [1000])))
     held = {1, 300, *pages}
-    assert index.marks() == [CacheMark("a", 1, 1, len(held), functools.reduce(operator.xor, held))]
+    assert index.marks() == [CacheMark("a", 1, 0, 1, len(held), functools.reduce(operator.xor, held))]
     index.apply(KVEvents("b", 1, 2, [], mark=1))  # a gap
     assert len(index.marks()) == 1
     again = PrefixIndex.load(index.dump())
     again.apply(KVEvents("a", 1, 3, [PagesRemoved([1000])], mark=2))
     (mark,) = again.marks()
-    assert mark == CacheMark("a", 1, 3, len(held), index.marks()[0].digest, array("Q", sorted(held)).tobytes())
+    assert mark == CacheMark("a", 1, 0, 3, len(held), index.marks()[0].digest, array("Q", sorted(held)).tobytes())
     index.apply(KVEvents("a", 1, 3, [CacheCleared()], mark=1))
-    assert index.marks() == [CacheMark("a", 1, 3, 0, 0)]
+    assert index.marks() == [CacheMark("a", 1, 0, 3, 0, 0)]
 
 
 def test_a_mask_that_no_event_made_is_found():

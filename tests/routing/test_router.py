@@ -34,7 +34,7 @@ def cache(router, replica, hashes, sequence=0):
 def known_pages(router, hashes) -> dict[str, int]:
     """Leading pages by replica, cached or on their way."""
     hashes = list(hashes)
-    coming = router.optimistic.extend(hashes, router.index.runs(hashes), router.index.bit_of)
+    coming = router.optimistic.extend(hashes, router.index.parts[0].runs(hashes), router.index.parts[0].bit_of)
     return {**router.index.match(hashes), **{name: pages for name, _, pages in coming}}
 
 
