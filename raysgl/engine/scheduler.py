@@ -3,7 +3,7 @@
 The one scheduler of a replica. `schedule` plans a step from what is known without waiting for sampled tokens, `process`
 takes in what a step sampled; a second step may be planned in between (step-ahead overlap), so every decision here
 stands on counts, never on the ids of tokens still to come. Pages given back while a launched step still uses them may go to
-the next step at once: steps run in launch order.
+the next step at once: steps run in launch order. Those that the step being planned uses may not go to another row of it.
 
     (compiling -->) waiting --admit--> running (prefill, then decode) --finish--> gone
                        ^                  |
@@ -79,6 +79,7 @@ class Scheduler:
         self.outputs = Outputs()
         self._computing = PrefixesBeingComputed()
         self._groups = GroupFinder(config.page_size) if config.group_prefixes else None
+        self._written: list[int] = []  # pages that nobody owns any more, but the step being planned still writes
         self._arrivals = 0
         self._steps = 0
 
@@ -183,6 +184,8 @@ class Scheduler:
         self._plan_prefills(builder)
         if len(self.waiting):
             self._admit(builder)
+        self.pool.free(self._written)
+        self._written = []
         if not builder.rows:
             return None
         self._steps += 1
@@ -248,7 +251,7 @@ class Scheduler:
         if samples:
             seq.decoding = True
             seq.num_pending += 1
-        self._share(seq)
+        self._written += self._share(seq)
         return True
 
     def _prefill_room(self, builder: PlanBuilder) -> int:
@@ -343,12 +346,13 @@ class Scheduler:
             self.pool.free(self.tree.evict(missing))
         return True
 
-    def _share(self, seq: Sequence) -> None:
-        """Put the full pages computed so far into the tree, and use the tree's where it has them already."""
+    def _share(self, seq: Sequence) -> list[int]:
+        """Put the full pages computed so far into the tree, and use the tree's where it has them already. Returns its own pages
+        that are of no use then, to be freed."""
         size, shared = self.config.page_size, seq.num_shared
         full = min(seq.num_computed, len(seq.tokens)) // size
         if not self.config.radix_cache or full <= shared:
-            return
+            return []
         assert seq.node is not None, "a running sequence has a place in the tree"
         new = seq.tokens[shared * size : full * size]
         inserted = self.tree.insert(
@@ -359,14 +363,14 @@ class Scheduler:
         for index, own, cached in inserted.duplicates:
             seq.pages[shared + index] = cached
             seq.table_updates.append((shared + index, cached))
-            self.pool.free([own])
         seq.node = inserted.node
         seq.num_shared = full
         self._computing.computed(seq, full)
+        return [own for _, own, _ in inserted.duplicates]
 
     def _release(self, seq: Sequence) -> None:
         """Give back slot and pages; what was computed stays in the tree, evictable."""
-        self._share(seq)
+        self.pool.free(self._share(seq))
         assert seq.node is not None, "a running sequence has a place in the tree"
         self._computing.stop(seq)
         self.pool.free(seq.pages[seq.num_shared :])

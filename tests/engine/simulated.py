@@ -74,6 +74,7 @@ class SimulatedRunner:
         rows = zip(
             ints(plan.slots_S).tolist(), ints(plan.starts_S).tolist(), ints(plan.counts_S).tolist(), ints(plan.samples_S)
         )
+        ends = []
         for row, (slot, start, count, samples) in enumerate(rows):
             self.computed_tokens += count
             for position in range(start, start + count):
@@ -82,9 +83,12 @@ class SimulatedRunner:
             if wanted[row] >= 0:
                 prompt_logprobs[row] = [TokenLogprob(next(targets), -1.0) for _ in range(count)]
             if samples:
-                context = [self.cache[self.tables[slot][p // self.page_size]][p % self.page_size] for p in range(start + count)]
-                assert -1 not in context, "a key that nobody wrote was read"
-                sampled.append((slot, context))
+                ends.append((slot, start + count))
+        # As in a model: every row's keys are written before any row reads.
+        for slot, end in ends:
+            context = [self.cache[self.tables[slot][p // self.page_size]][p % self.page_size] for p in range(end)]
+            assert -1 not in context, "a key that nobody wrote was read"
+            sampled.append((slot, context))
         step = SimulatedStep(StepResult([], prompt_logprobs=prompt_logprobs))
         if plan.guided:
             self.unsampled = (step, sampled)
