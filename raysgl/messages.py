@@ -190,6 +190,10 @@ class Logs(msgspec.Struct, array_like=True, tag=True):
     change: LogSettings
 
 
+class Here(msgspec.Struct, array_like=True, tag=True):
+    """The answer to a `Hello` of an ingress that the engine knows already."""
+
+
 class StepOutput(msgspec.Struct, array_like=True, tag=True):
     """One message per step and ingress. `sent_at` is time.monotonic() of the engine process, for latency metrics on one host."""
 
@@ -201,7 +205,7 @@ class StepOutput(msgspec.Struct, array_like=True, tag=True):
     load: Load | None = None
 
 
-ToIngress = StepOutput | Done | Logs
+ToIngress = StepOutput | Done | Logs | Here
 
 
 # ------------------------------------------------------------------ engine -> coordinator -> ingress mirrors

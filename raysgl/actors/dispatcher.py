@@ -13,7 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from raysgl.actors.engine_link import FORGOTTEN, HELLO_EVERY_S
+from raysgl.actors.engine_commands import Engine, EngineCommands
+from raysgl.actors.engine_link import FORGOTTEN
+from raysgl.actors.frames import HELLO_EVERY_S, FromEngine, Numbers
 from raysgl.actors.ingress_link import EngineConnection, OutputReader
 from raysgl.actors.streams import LiveSequence, Placement, Stream
 from raysgl.actors.transport import Endpoint, Transport
@@ -24,20 +26,16 @@ from raysgl.logs import set_logs
 from raysgl.messages import (
     Abort,
     AbortRequest,
-    Command,
     Done,
     Finish,
-    FlushCache,
     Hello,
     Load,
     Logs,
     LogSettings,
-    Profile,
     ProfileRequest,
     ReplicaFacts,
-    SetLogs,
+    StepOutput,
     Submit,
-    ToIngress,
     pack_ids,
 )
 from raysgl.routing import Decision, Mirror, Refusal, ReplicaInfo, RouteRequest
@@ -51,7 +49,6 @@ HOMELESS_S = 120.0
 COLD_START_S = 600.0
 """The same for a request whose model has been scaled to zero: a node may have to be added, and an image pulled."""
 REHOME_EVERY_S = 0.5
-FLUSH_RETRY_S = 0.1
 
 
 class Dispatcher:
@@ -66,16 +63,17 @@ class Dispatcher:
         self.index_check: Callable[[Iterable[str]], Awaitable[dict[str, Any]]] | None = None
         self.draining = False
         self._transport = transport
-        self._reader = OutputReader(transport, self._on_message)
+        self._reader = OutputReader(transport, self._on_frame)
+        self._numbers = Numbers()
         endpoint = self._reader.endpoint
         self._hello = Hello(name, endpoint.address, endpoint.public_key)
-        self._engines: dict[str, _Engine] = {}
+        self._engines: dict[str, Engine] = {}
         self._uids = itertools.count(1)
         self._live: dict[int, LiveSequence] = {}
         self._streams: dict[str, set[Stream]] = {}
         self._homeless: dict[LiveSequence, float] = {}
         self._arriving: dict[str, list[tuple[Stream, asyncio.Future[None]]]] = {}
-        self._commands: dict[int, asyncio.Future[Done]] = {}
+        self._commands = EngineCommands(name, self._engines_of)
         self._loop = asyncio.get_running_loop()
         self._greeter = self._loop.create_task(self._look_after())
 
@@ -127,25 +125,13 @@ class Dispatcher:
         return aborted
 
     async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
-        engines = self._engines_of(model)
-        if not engines:
-            return False, "no replica is there"
-        answers = await asyncio.gather(*(self._flush_one(engine, timeout) for engine in engines))
-        refusals = [answer.message for answer in answers if not answer.ok]
-        return (False, "; ".join(refusals)) if refusals else (True, answers[0].message)
+        return await self._commands.flush_cache(model, timeout)
 
     async def profile(self, request: ProfileRequest | None, model: str | None = None) -> dict[str, tuple[bool, str]]:
-        engines = self._engines_of(model)
-        answers = await asyncio.gather(
-            *(self._command(engine, lambda uid: Profile(self.name, uid, request)) for engine in engines)
-        )
-        return {engine.info.replica: (answer.ok, answer.message) for engine, answer in zip(engines, answers)}
+        return await self._commands.profile(request, model)
 
     async def set_logs(self, change: LogSettings) -> None:
-        set_logs(change)
-        await asyncio.gather(
-            *(self._command(engine, lambda uid: SetLogs(self.name, uid, change)) for engine in self._engines.values())
-        )
+        await self._commands.set_logs(change)
 
     async def check_index(self, model: str | None = None) -> dict[str, Any]:
         assert self.index_check is not None, "the ingress brings it"
@@ -177,7 +163,7 @@ class Dispatcher:
                 return
             self.lost(old.info)
         endpoint = Endpoint(info.address, info.keys["curve"])
-        self._engines[info.replica] = _Engine(info, EngineConnection(self._transport, endpoint, self._hello))
+        self._engines[info.replica] = Engine(info, EngineConnection(self._transport, endpoint, self._hello))
         if info.model in self.models:
             self.models[info.model].page_size = info.page_size
         self._rehome(time.monotonic())
@@ -190,9 +176,8 @@ class Dispatcher:
             return
         del self._engines[info.replica]
         engine.connection.close()
-        for future in engine.commands:
-            if not future.done():
-                future.set_result(Done(0, True, "the replica is gone"))
+        engine.give_up(Done(0, True, "the replica is gone"))
+        self._numbers.forget((info.replica, info.epoch))
         self._move(seq for seq in list(self._live.values()) if seq.placement and seq.placement.replica == info.replica)
 
     def num_live(self) -> int:
@@ -284,15 +269,30 @@ class Dispatcher:
 
     # ---------------------------------------------------------------- tokens
 
-    def _on_message(self, message: ToIngress) -> None:
-        if isinstance(message, Logs):
+    def _on_frame(self, frame: FromEngine) -> None:
+        message = frame.message
+        forgotten = isinstance(message, StepOutput) and message.step == FORGOTTEN
+        if not self._numbers.complete((frame.replica, frame.epoch), frame.number) or forgotten:
+            self._send_again(frame.replica, frame.epoch)
+        if isinstance(message, StepOutput):
+            self._take(message)
+        elif isinstance(message, Done):
+            self._commands.done(message)
+        elif isinstance(message, Logs):
             set_logs(message.change)
+
+    def _send_again(self, replica: str, epoch: int) -> None:
+        """Something was lost between here and a replica: what it has of this ingress begins anew, there or elsewhere."""
+        engine = self._engines.get(replica)
+        if engine is None or engine.info.epoch != epoch:
             return
-        if isinstance(message, Done):
-            future = self._commands.pop(message.uid, None)
-            if future is not None and not future.done():
-                future.set_result(message)
-            return
+        log.warning("messages between this ingress and replica %s were lost; everything is sent again", replica)
+        mine = [seq for seq in self._live.values() if seq.placement.replica == replica]
+        engine.connection.send(Abort(self.name, [seq.uid for seq in mine]))
+        engine.give_up(Done(0, False, "the connection to the replica broke"))
+        self._move(mine)
+
+    def _take(self, message: StepOutput) -> None:
         refused: list[LiveSequence] = []
         finish = None
         for output in message.outputs:
@@ -318,13 +318,8 @@ class Dispatcher:
             self.mirror.load(engine.info.model, message.replica, message.epoch, message.load, time.monotonic())
         if refused:
             self._move(refused, self._final_refusal(engine, finish))
-        if message.step == FORGOTTEN:
-            log.warning("replica %s took this ingress for gone; sending it everything again", message.replica)
-            mine = [seq for seq in self._live.values() if seq.placement.replica == message.replica]
-            engine.connection.send(Abort(self.name, [seq.uid for seq in mine]))
-            self._move(mine)
 
-    def _final_refusal(self, engine: _Engine, finish: Finish) -> Finish:
+    def _final_refusal(self, engine: Engine, finish: Finish) -> Finish:
         """What a client hears if every replica refuses: a full queue is its problem (429), a stopping replica is ours (503)."""
         draining = any(i.draining for i in self.mirror.replicas(engine.info.model) if i.replica == engine.info.replica)
         return finish if draining else Finish("abort", message=finish.message, status=429)
@@ -363,27 +358,7 @@ class Dispatcher:
 
     # ---------------------------------------------------------------- upkeep
 
-    async def _flush_one(self, engine: _Engine, timeout: float) -> Done:
-        """Asks until it is done or the time is up; a replica that is busy refuses."""
-        deadline = time.monotonic() + timeout
-        while True:
-            answer = await self._command(engine, lambda uid: FlushCache(self.name, uid))
-            if answer.ok or time.monotonic() + FLUSH_RETRY_S > deadline:
-                return answer
-            await asyncio.sleep(FLUSH_RETRY_S)
-
-    async def _command(self, engine: _Engine, make: Callable[[int], Command]) -> Done:
-        """Send a command to a replica, and wait for its answer."""
-        uid = next(self._uids)
-        future: asyncio.Future[Done] = self._loop.create_future()
-        self._commands[uid] = future
-        engine.commands.add(future)
-        engine.connection.send(make(uid))
-        answer = await future
-        engine.commands.discard(future)
-        return answer
-
-    def _engines_of(self, model: str | None) -> list[_Engine]:
+    def _engines_of(self, model: str | None) -> list[Engine]:
         """Those of one model, or all."""
         return [engine for engine in self._engines.values() if model in (None, engine.info.model)]
 
@@ -414,12 +389,3 @@ class Dispatcher:
             self._homeless[seq] = since[seq]
             if (wake := self.wakers.get(seq.stream.model.name)) is not None:
                 wake()
-
-
-class _Engine:
-    """A replica that this ingress is connected to."""
-
-    def __init__(self, info: ReplicaInfo, connection: EngineConnection):
-        self.info = info
-        self.connection = connection
-        self.commands: set[asyncio.Future[Done]] = set()

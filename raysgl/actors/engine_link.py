@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 import zmq
 
+from raysgl.actors.frames import HELLO_EVERY_S, FromEngine, FromIngress, Numbers
 from raysgl.actors.transport import Endpoint, Transport
 from raysgl.messages import (
     Abort,
@@ -23,12 +24,12 @@ from raysgl.messages import (
     Finish,
     FlushCache,
     Hello,
+    Here,
     Load,
     Logs,
     SequenceOutput,
     StepOutput,
     Submit,
-    ToEngine,
     ToIngress,
 )
 
@@ -38,14 +39,13 @@ GRACE_S = 3.0
 """An ingress that took nothing for so long is gone, and its requests are aborted. A live one reconnects in well under a second."""
 RETRY_S = 0.001
 """While an ingress does not take messages (it is connecting, or gone), how often it is tried."""
-HELLO_EVERY_S = 5.0
-"""How often an ingress says that it is there."""
 SILENCE_S = 45.0
 """An ingress that has not said so for this long is gone too, even if there was nothing to send to it."""
 LAST_WORDS_MS = 500
 """How long what was sent last may still leave the process."""
 FORGOTTEN = -1
-"""The step number of a `StepOutput` without outputs: tells an ingress that was taken for gone that its requests were aborted."""
+"""The step number of a `StepOutput` without outputs: tells an ingress that was taken for gone, or of which something was lost, that its
+requests were aborted. It sends them again, with what it has had of them."""
 
 
 class EngineOutbox:
@@ -78,6 +78,11 @@ class EngineOutbox:
         """Learn where an ingress listens; must come before anything is sent to it."""
         self._queue.put(hello)
 
+    def forget(self, ingress: str) -> None:
+        """Something that it sent was lost: abort what it asked for, and tell it."""
+        self._on_gone(ingress)
+        self._queue.put(ingress)
+
     def close(self) -> None:
         """Send what is queued, then stop."""
         self._queue.put(None)
@@ -106,6 +111,9 @@ class EngineOutbox:
     def _handle(self, item) -> None:
         if isinstance(item, Hello):
             self._meet(item)
+        elif isinstance(item, str):
+            self._forgotten.add(item)
+            self._tell_forgotten(item)
         elif len(item) == 4:
             outputs, step, load, sent_at = item
             for ingress, mine in outputs.items():
@@ -121,19 +129,23 @@ class EngineOutbox:
         peer = self._peers.get(hello.ingress)
         if peer is not None and peer.endpoint == endpoint:
             peer.heard_at = time.monotonic()
+            self._send(hello.ingress, Here())
             return
         if peer is not None:
             peer.socket.close(0)
         self._peers[hello.ingress] = _Peer(endpoint, self._transport.connect(zmq.PUSH, endpoint))
-        if hello.ingress in self._forgotten:
-            self._forgotten.discard(hello.ingress)
-            self._send(hello.ingress, StepOutput(self._replica, self._epoch, FORGOTTEN, time.monotonic(), []))
+        self._tell_forgotten(hello.ingress)
+
+    def _tell_forgotten(self, ingress: str) -> None:
+        if ingress in self._forgotten and ingress in self._peers:
+            self._forgotten.discard(ingress)
+            self._send(ingress, StepOutput(self._replica, self._epoch, FORGOTTEN, time.monotonic(), []))
 
     def _send(self, ingress: str, message: ToIngress) -> None:
         peer = self._peers.get(ingress)
         if peer is None:
             return  # gone, and its requests aborted; these are its last steps
-        peer.put(self._encode(message))
+        peer.put(self._encode(FromEngine(self._replica, self._epoch, peer.sent, message)))
 
     def _look_after_peers(self) -> None:
         now = time.monotonic()
@@ -154,12 +166,14 @@ class _Peer:
         self.endpoint = endpoint
         self.socket = socket
         self.backlog: deque[bytes] = deque()
+        self.sent = 0
         self.stuck_since = self.heard_at = time.monotonic()
 
     def put(self, frame: bytes) -> None:
         if not self.backlog:
             self.stuck_since = time.monotonic()
         self.backlog.append(frame)
+        self.sent += 1
         self.flush()
 
     def flush(self) -> bool:
@@ -186,7 +200,8 @@ class EngineInbox:
     def __init__(self, transport: Transport, outbox: EngineOutbox):
         self._socket, self.endpoint = transport.bind(zmq.PULL)
         self._outbox = outbox
-        self._decode = msgspec.msgpack.Decoder(list[ToEngine]).decode
+        self._numbers = Numbers()
+        self._decode = msgspec.msgpack.Decoder(FromIngress).decode
         self.draining = False
 
     def receive(self, timeout: float) -> list[Submit | Abort | FlushCache]:
@@ -204,7 +219,10 @@ class EngineInbox:
             except msgspec.DecodeError:
                 log.exception("inbox: a message that is not ours")
                 continue
-            for message in batch:
+            if not self._numbers.complete(batch.ingress, batch.number):
+                log.warning("messages of ingress %s were lost; it is to send everything again", batch.ingress)
+                self._outbox.forget(batch.ingress)
+            for message in batch.messages:
                 if isinstance(message, Hello):
                     self._outbox.greet(message)
                 elif self.draining and isinstance(message, Submit):

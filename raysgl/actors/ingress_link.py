@@ -10,8 +10,9 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
+from raysgl.actors.frames import FromEngine, FromIngress
 from raysgl.actors.transport import Endpoint, Transport
-from raysgl.messages import Hello, ToEngine, ToIngress
+from raysgl.messages import Hello, ToEngine
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,12 @@ RETRY_S = 0.002
 
 
 class OutputReader:
-    """Hands every message from the engines to `on_message`, in the loop that made this reader."""
+    """Hands every frame from the engines to `on_frame`, in the loop that made this reader."""
 
-    def __init__(self, transport: Transport, on_message: Callable[[ToIngress], None]):
+    def __init__(self, transport: Transport, on_frame: Callable[[FromEngine], None]):
         self._socket, self.endpoint = transport.bind(zmq.PULL)
-        self._on_message = on_message
-        self._decode = msgspec.msgpack.Decoder(ToIngress).decode
+        self._on_frame = on_frame
+        self._decode = msgspec.msgpack.Decoder(FromEngine).decode
         self._loop = asyncio.get_running_loop()
         self._fd = self._socket.FD
         self._closed = False
@@ -44,7 +45,7 @@ class OutputReader:
             except zmq.Again:
                 return
             try:
-                self._on_message(self._decode(frame))
+                self._on_frame(self._decode(frame))
             except msgspec.DecodeError:
                 log.exception("reader: a message that is not ours")
             except Exception:
@@ -62,6 +63,8 @@ class EngineConnection:
 
     def __init__(self, transport: Transport, engine: Endpoint, hello: Hello):
         self._socket = transport.connect(zmq.PUSH, engine)
+        self._ingress = hello.ingress
+        self._number = 0
         self._encode = msgspec.msgpack.Encoder().encode
         self._loop = asyncio.get_running_loop()
         self._batch: list[ToEngine] = []
@@ -82,7 +85,8 @@ class EngineConnection:
         if self._closed:
             return
         if self._batch:
-            self._frames.append(self._encode(self._batch))
+            self._frames.append(self._encode(FromIngress(self._ingress, self._number, self._batch)))
+            self._number += 1
             self._batch = []
         try:
             while self._frames:

@@ -2,9 +2,11 @@
 
 import asyncio
 
+import msgspec
 import pytest
 import pytest_asyncio
 
+from raysgl.actors.frames import FromEngine
 from raysgl.api.backend import QueueFull, Unavailable
 from tests.actors.cluster import MODEL, LocalCluster, Reading, ask, kill
 from tests.engine.simulated import expected
@@ -202,3 +204,42 @@ async def test_the_index_reaches_every_ingress(cluster):
     await settled(lambda: sum(router.index.pages(name) for name in "ab") >= 100)
     await settled(lambda: not any(known.book.queued_tokens for known in router._replicas.values()))
     assert (await Reading().read(await ask(second, [*shared, 9]))).cached == [[400]]
+
+
+@pytest.mark.parametrize("lost", [range(3, 4), range(4, 7), range(20, 200)])
+async def test_tokens_that_a_broken_connection_lost_are_computed_again(cluster, lost):
+    """In the last case the stream's end is among them: only the answer to the next hello shows that they are missing."""
+    engine = cluster.add_engine("a", step_s=0.002)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(5), max_new=40)
+    await settled(lambda: "i" in engine.service.outbox._peers)
+    peer = engine.service.outbox._peers["i"]
+    put, decode = peer.put, msgspec.msgpack.decode
+
+    def put_or_lose(frame):
+        uids = {output.uid for output in getattr(decode(frame, type=FromEngine).message, "outputs", ())}
+        if peer.sent in lost and 1 in uids:  # not what is sent again
+            peer.sent += 1
+        else:
+            put(frame)
+
+    peer.put = put_or_lose
+    reading = await Reading().read(stream)
+    assert reading.tokens == [expected(prompt(5), 40)]
+    await settled(lambda: engine.service.loop.idle)
+
+
+@pytest.mark.parametrize("met", [True, False])
+async def test_requests_that_a_broken_connection_lost_are_sent_again(cluster, met):
+    """Where the lost frame was the first, which has the hello, the engine learns where to complain from the next hello."""
+    engine = cluster.add_engine("a", step_s=0.002)
+    dispatcher = await cluster.add_ingress()
+    connection = dispatcher._engines["a"].connection
+    await settled(lambda: "i" in engine.service.outbox._peers)
+    if not met:
+        del engine.service.outbox._peers["i"]
+    encode, connection._encode = connection._encode, lambda frame: b"what nobody can read is as good as lost"
+    stream = await ask(dispatcher, prompt(6), max_new=20)
+    connection._encode = encode
+    assert (await Reading().read(stream)).tokens == [expected(prompt(6), 20)]
+    await settled(lambda: engine.service.loop.idle)

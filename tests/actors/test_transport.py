@@ -78,15 +78,16 @@ def engine(transports):
 
 class IngressEnd:
     def __init__(self, transport, engine, name="i"):
-        self.got = []
+        self.got, self.numbers = [], []
         self.news = asyncio.Event()
         self.reader = OutputReader(transport, self._take)
         endpoint = self.reader.endpoint
         self.hello = Hello(name, endpoint.address, endpoint.public_key)
         self.engine = EngineConnection(transport, engine.inbox.endpoint, self.hello)
 
-    def _take(self, message):
-        self.got.append(message)
+    def _take(self, frame):
+        self.numbers.append(frame.number)
+        self.got.append(frame.message)
         self.news.set()
 
     async def until(self, done, seconds=10):
