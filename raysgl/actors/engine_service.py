@@ -15,6 +15,7 @@ from raysgl.engine.loop import EngineLoop
 from raysgl.engine.plan import Runner, StepPlan
 from raysgl.engine.pooling.texts import TextScheduler, TextsConfig
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
+from raysgl.engine.watchdog import Vitals
 from raysgl.grammar.interface import Grammars
 from raysgl.messages import KVEvent, KVEvents, Load, Logs, Profile, SequenceOutput, SetLogs
 from raysgl.routing.messages import Reply
@@ -100,9 +101,9 @@ class EngineService:
         self.outbox.close()
         self.inbox.close()
 
-    def vitals(self) -> tuple[int, bool]:
-        """(steps taken in, whether idle): idle or moving is healthy."""
-        return self.loop.progress, self.loop.idle
+    def vitals(self) -> Vitals:
+        """For a `Watchdog`. From any thread."""
+        return self.loop.vitals()
 
     def _command(self, message: Profile | SetLogs) -> tuple[bool, str]:
         if self._carry_out is None:

@@ -22,14 +22,12 @@ from raysgl.actors import coordinator as coordination
 from raysgl.actors.errors import sentence
 from raysgl.actors.shard import ModelShard, ShardSpec
 from raysgl.config import ModelConfig
+from raysgl.engine.watchdog import Watchdog
 from raysgl.logs import set_logs
 from raysgl.messages import LogSettings
 
 log = logging.getLogger(__name__)
 
-STUCK_AFTER_S = 300.0
-"""A loop that has work and finishes no step for so long hangs. No real step is near it: a first step may compile kernels for a
-minute, an 8,192-token chunk of a small model takes seconds on a slow CPU."""
 ANSWER_S = 5.0
 DRAIN_POLL_S = 0.05
 
@@ -47,8 +45,7 @@ class EngineReplica:
         self._name = f"{context.deployment}#{context.replica_id.unique_id}"
         self._epoch = time.time_ns()
         self._coordinator = coordination.connect(self._application)
-        self._steps = -1
-        self._moved_at = time.monotonic()
+        self._watchdog = Watchdog(model.hang_timeout_s)
         try:
             await self._start(device)
         except Exception as error:
@@ -109,17 +106,21 @@ class EngineReplica:
     # ---------------------------------------------------------------- called by Serve
 
     async def check_health(self) -> None:
-        """Raises when the loop has work but has finished no step for `STUCK_AFTER_S`."""
-        now = time.monotonic()
+        """Ends this process and its shards when the engine hangs."""
         try:
-            steps, idle = await asyncio.wait_for(self._shards[0].vitals.remote(), ANSWER_S)
+            vitals = await asyncio.wait_for(self._shards[0].vitals.remote(), ANSWER_S)
         except TimeoutError:
-            steps, idle = self._steps, False
-        if idle or steps != self._steps:
-            self._steps, self._moved_at = steps, now
-        elif now - self._moved_at > STUCK_AFTER_S:
-            log.error("no step has finished for %.0f s; the replica restarts", now - self._moved_at)
-            raise RuntimeError("the engine hangs")
+            vitals = None
+        reason = self._watchdog.look(vitals, time.monotonic())
+        if reason is not None:
+            log.error("%s restarts: %s", self._name, reason)
+            self._end()
+
+    def _end(self) -> None:
+        """A process that hangs ends no more by itself; Ray kills it. Who waits for it hears of that at once."""
+        for shard in self._shards:
+            ray.kill(shard)
+        os._exit(1)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For `raysgl.actors.autoscaling.TokenPolicy`."""
@@ -136,8 +137,7 @@ class EngineReplica:
         await self._coordinator.draining.remote(self._name, self._epoch)
         await self._shards[0].drain.remote()
         while time.monotonic() < deadline:
-            _, idle = await self._shards[0].vitals.remote()
-            if idle:
+            if (await self._shards[0].vitals.remote()).idle:
                 break
             await asyncio.sleep(DRAIN_POLL_S)
         await self._shards[0].stop.remote()

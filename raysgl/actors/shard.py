@@ -31,6 +31,7 @@ from raysgl.engine.defaults import resolve_defaults, resolve_text_defaults, sche
 from raysgl.engine.plan import StepPlan
 from raysgl.engine.pooling.texts import TextsConfig
 from raysgl.engine.scheduler import SchedulerConfig
+from raysgl.engine.watchdog import Vitals
 from raysgl.logs import set_logs
 from raysgl.messages import KVEvents, Load, LogSettings, Profile, ReplicaFacts, SetLogs
 from raysgl.routing import ReplicaInfo, Reply
@@ -119,9 +120,9 @@ class ModelShard:
         if self._service is not None:
             self._service.drain()
 
-    async def vitals(self) -> tuple[int, bool]:
+    async def vitals(self) -> Vitals:
         """See `EngineService.vitals`."""
-        return self._service.vitals() if self._service is not None else (0, True)
+        return self._service.vitals() if self._service is not None else Vitals(0, True)
 
     async def mark(self, with_hashes: bool) -> bytes:
         """Rank 0: see `EventPublisher.mark`."""

@@ -19,6 +19,7 @@ import msgspec
 from raysgl.engine.outputs import Outputs
 from raysgl.engine.plan import PendingStep, Runner, StepPlan
 from raysgl.engine.rates import Rates
+from raysgl.engine.watchdog import Vitals
 from raysgl.messages import (
     Abort,
     AbortRequest,
@@ -143,6 +144,8 @@ class EngineLoop:
         self._next_period = time.monotonic() + PERIOD_S
         self.progress = 0
         """Counts results taken in: a loop that is not `idle` and whose counter stands still is stuck."""
+        self._expected: tuple[float | None, ...] = ()  # seconds that each launched step should take
+        self._commanded = False
 
     def on_kv_event(self, event: KVEvent) -> None:
         """The scheduler's cache events come in here."""
@@ -151,6 +154,12 @@ class EngineLoop:
     @property
     def idle(self) -> bool:
         return self.scheduler.idle and not self._launched
+
+    def vitals(self) -> Vitals:
+        """Whether it moves. From any thread."""
+        steps = self._expected
+        known = [seconds for seconds in steps if seconds is not None]
+        return Vitals(self.progress, self.idle or self._commanded, sum(known) if len(known) == len(steps) else None)
 
     def load(self) -> Load:
         """A copy of the load, with measured rates; may be called from any thread."""
@@ -215,7 +224,9 @@ class EngineLoop:
             elif isinstance(message, FlushCache):
                 self._reply(message, self.scheduler.flush())
             elif isinstance(message, Profile | SetLogs) and self._command is not None:
+                self._commanded = True  # writing a trace takes as long as it takes
                 self._reply(message, self._command(message))
+                self._commanded = False
         return bool(messages)
 
     def _reply(self, message: Command, done: tuple[bool, str]) -> None:
@@ -234,6 +245,7 @@ class EngineLoop:
             self._rates.resume(time.perf_counter())
         if self._broadcast is not None:
             self._broadcast(step.plan)
+        self._expected += (self._rates.expected(step.num_prefill_tokens, step.num_decode_tokens),)
         self._launched.append((step, self._runner.launch(step.plan)))
         self._guide_next()
         return True
@@ -250,6 +262,7 @@ class EngineLoop:
         self._guide_next()
         self._rates.step(time.perf_counter(), step.num_prefill_tokens, step.num_decode_tokens)
         self.progress += 1
+        self._expected = self._expected[1:]
 
     def _flush_outputs(self) -> None:
         outputs = self.scheduler.outputs.take()

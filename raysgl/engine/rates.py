@@ -29,6 +29,12 @@ class Rates:
         """A request's first token came so long after the request."""
         self.ttft = _average(self.ttft, seconds)
 
+    def expected(self, num_prefill: int, num_decode: int) -> float | None:
+        """Seconds that a step should take; None before any like it has been measured."""
+        if num_prefill >= MIN_PREFILL:
+            return num_prefill / self.prefill + self._decode_seconds if self.prefill else None
+        return self.step_seconds or None
+
     def step(self, now: float, num_prefill: int, num_decode: int) -> None:
         """A step's result is in; `now` in seconds."""
         seconds, self._last = max(now - self._last, 1e-9), now
