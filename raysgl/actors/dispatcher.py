@@ -13,8 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from raysgl.actors.engine_commands import Engine, EngineCommands
+from raysgl.actors.engine_commands import EngineCommands
 from raysgl.actors.engine_link import FORGOTTEN
+from raysgl.actors.engine_peer import Engine
 from raysgl.actors.frames import HELLO_EVERY_S, FromEngine, Numbers
 from raysgl.actors.ingress_link import EngineConnection, OutputReader
 from raysgl.actors.streams import LiveSequence, Placement, Stream
@@ -49,6 +50,8 @@ HOMELESS_S = 120.0
 COLD_START_S = 600.0
 """The same for a request whose model has been scaled to zero: a node may have to be added, and an image pulled."""
 REHOME_EVERY_S = 0.5
+LATE_S = 1.0
+"""An ingress that comes so late to look after its engines has not listened to them either."""
 
 
 class Dispatcher:
@@ -153,7 +156,11 @@ class Dispatcher:
 
     def available(self, model: str) -> bool:
         """Whether a replica of the model takes requests."""
-        return any(i.replica in self._engines and not i.draining for i in self.mirror.replicas(model))
+        return any(self._hears(i.replica) and not i.draining for i in self.mirror.replicas(model))
+
+    def _hears(self, replica: str) -> bool:
+        engine = self._engines.get(replica)
+        return engine is not None and not engine.silent
 
     def connect(self, info: ReplicaInfo) -> None:
         """A replica is there: connect to it, and send it what has been waiting for one."""
@@ -163,7 +170,7 @@ class Dispatcher:
                 return
             self.lost(old.info)
         endpoint = Endpoint(info.address, info.keys["curve"])
-        self._engines[info.replica] = Engine(info, EngineConnection(self._transport, endpoint, self._hello))
+        self._engines[info.replica] = Engine(info, EngineConnection(self._transport, endpoint, self._hello), time.monotonic())
         if info.model in self.models:
             self.models[info.model].page_size = info.page_size
         self._rehome(time.monotonic())
@@ -179,6 +186,12 @@ class Dispatcher:
         engine.give_up(Done(0, True, "the replica is gone"))
         self._numbers.forget((info.replica, info.epoch))
         self._move(seq for seq in list(self._live.values()) if seq.placement and seq.placement.replica == info.replica)
+
+    def suspect(self, info: ReplicaInfo) -> None:
+        """Ray cannot reach a replica just now. It may be dead, or the network may be away for a moment."""
+        engine = self._engines.get(info.replica)
+        if engine is not None and engine.info.epoch == info.epoch:
+            engine.suspected = True
 
     def num_live(self) -> int:
         """Sequences that somebody waits for."""
@@ -212,8 +225,8 @@ class Dispatcher:
                 placed.set_exception(Unavailable(f"no replica of {model} takes requests now"))
 
     def _choose(self, model: str, requests: list[RouteRequest]) -> list[Decision | Refusal]:
-        """As the mirror decides, among the replicas that this ingress is connected to."""
-        unknown = frozenset(i.replica for i in self.mirror.replicas(model) if i.replica not in self._engines)
+        """As the mirror decides, among the replicas that this ingress hears."""
+        unknown = frozenset(i.replica for i in self.mirror.replicas(model) if not self._hears(i.replica))
         if unknown:
             for request in requests:
                 request.exclude |= unknown
@@ -270,7 +283,9 @@ class Dispatcher:
     # ---------------------------------------------------------------- tokens
 
     def _on_frame(self, frame: FromEngine) -> None:
-        message = frame.message
+        message, engine = frame.message, self._engines.get(frame.replica)
+        if engine is not None and engine.info.epoch == frame.epoch:
+            engine.heard(time.monotonic())
         forgotten = isinstance(message, StepOutput) and message.step == FORGOTTEN
         if not self._numbers.complete((frame.replica, frame.epoch), frame.number) or forgotten:
             self._send_again(frame.replica, frame.epoch)
@@ -286,7 +301,8 @@ class Dispatcher:
         engine = self._engines.get(replica)
         if engine is None or engine.info.epoch != epoch:
             return
-        log.warning("messages between this ingress and replica %s were lost; everything is sent again", replica)
+        why = "is silent" if engine.silent else "has missed messages, or this ingress has"
+        log.warning("replica %s %s; what it had is sent again", replica, why)
         mine = [seq for seq in self._live.values() if seq.placement.replica == replica]
         engine.connection.send(Abort(self.name, [seq.uid for seq in mine]))
         engine.give_up(Done(0, False, "the connection to the replica broke"))
@@ -364,10 +380,16 @@ class Dispatcher:
 
     async def _look_after(self) -> None:
         """Tell the engines that this ingress is there; give up on streams that found no replica for too long."""
-        greeted = time.monotonic()
+        greeted = now = time.monotonic()
         while True:
+            due = now + REHOME_EVERY_S
             await asyncio.sleep(REHOME_EVERY_S)
             now = time.monotonic()
+            for engine in list(self._engines.values()):
+                if now > due + LATE_S:
+                    engine.heard_at = now
+                elif engine.falls_silent(now):
+                    self._send_again(engine.info.replica, engine.info.epoch)
             if now - greeted >= HELLO_EVERY_S:
                 greeted = now
                 for engine in self._engines.values():

@@ -7,27 +7,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 
-from raysgl.actors.ingress_link import EngineConnection
+from raysgl.actors.engine_peer import Engine
 from raysgl.logs import set_logs
 from raysgl.messages import Command, Done, FlushCache, LogSettings, Profile, ProfileRequest, SetLogs
-from raysgl.routing import ReplicaInfo
 
 FLUSH_RETRY_S = 0.1
-
-
-class Engine:
-    """A replica that this ingress is connected to."""
-
-    def __init__(self, info: ReplicaInfo, connection: EngineConnection):
-        self.info = info
-        self.connection = connection
-        self.commands: set[asyncio.Future[Done]] = set()
-
-    def give_up(self, done: Done) -> None:
-        """Nobody will answer the commands that are out: this is the answer."""
-        for future in self.commands:
-            if not future.done():
-                future.set_result(done)
 
 
 class EngineCommands:

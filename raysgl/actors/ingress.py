@@ -198,6 +198,7 @@ class IngressLoop:
             except ActorDiedError:
                 break
             except RayError:  # not reachable just now; Ray will say when it is dead
+                self.dispatcher.suspect(info)
                 await asyncio.sleep(AWAY_S)
         log.warning("replica %s is gone", info.replica)
         self.dispatcher.lost(info)

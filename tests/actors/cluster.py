@@ -127,6 +127,22 @@ def kill(dispatcher, engine):
     dispatcher.lost(engine.info)
 
 
+def stop_answering(dispatcher, engine):
+    """The replica stops like a process that gets SIGSTOP: no step ends, and no hello is answered. Returns what wakes it."""
+    engine.runner.frozen = True
+    outbox, held = engine.service.outbox, []
+    handle = outbox._handle
+    outbox._handle = held.append
+
+    def wake():
+        engine.runner.frozen = False
+        for item in held:
+            outbox._queue.put(item)
+        outbox._handle = handle
+
+    return wake
+
+
 def ask(dispatcher, prompt, max_new=8, request_id="r", **settings):
     sampling = SamplingParams(max_new_tokens=max_new, seed=settings.pop("seed", 0), **settings)
     return dispatcher.submit(dispatcher.models[MODEL], request_id, prompt, sampling)

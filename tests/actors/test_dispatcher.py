@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from raysgl.actors.frames import FromEngine
 from raysgl.api.backend import QueueFull, Unavailable
-from tests.actors.cluster import MODEL, LocalCluster, Reading, ask, kill
+from tests.actors.cluster import MODEL, LocalCluster, Reading, ask, kill, stop_answering
 from tests.engine.simulated import expected
 
 
@@ -243,3 +243,26 @@ async def test_requests_that_a_broken_connection_lost_are_sent_again(cluster, me
     connection._encode = encode
     assert (await Reading().read(stream)).tokens == [expected(prompt(6), 20)]
     await settled(lambda: engine.service.loop.idle)
+
+
+@pytest.mark.parametrize("suspected", [True, False])
+async def test_streams_of_a_replica_that_falls_silent_move_and_it_is_used_again_when_it_is_heard(cluster, suspected):
+    for name in "ab":
+        cluster.add_engine(name, step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    stream = await ask(dispatcher, prompt(1), max_new=40)
+    reading = Reading()
+    await reading.read(stream, until=lambda: len(reading.tokens[0]) > 5)
+    silent = cluster.engines[stream.sequences[0].placement.replica]
+    wake = stop_answering(dispatcher, silent)
+    if suspected:
+        dispatcher.suspect(silent.info)
+    await reading.read(stream)
+    assert reading.tokens == [expected(prompt(1), 40)]
+    assert not dispatcher._hears(silent.info.replica) and dispatcher.available(MODEL)
+    wake()
+    await settled(lambda: dispatcher._hears(silent.info.replica))
+    await settled(lambda: silent.service.loop.idle)
+    streams = await asyncio.gather(*(ask(dispatcher, prompt(i), request_id=str(i)) for i in range(2, 10)))
+    for i, stream in enumerate(streams, 2):
+        assert (await Reading().read(stream)).tokens == [expected(prompt(i), 8)]

@@ -1,0 +1,89 @@
+"""Break a cluster under load in one way after the other; print what recovering took. Exits with 1 if anything was lost."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tests.cluster.failures import FAILURES
+from tests.cluster.load import Load
+from tests.cluster.nodes import FakeCluster
+
+
+@dataclass
+class Row:
+    """What a failure came to. Times in seconds."""
+
+    name: str
+    pause_s: float
+    whole_s: float
+    streams: int
+    excused: int
+    wrong: list[str]
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
+    arguments.add_argument("--streams", type=int, default=64, help="at a time")
+    arguments.add_argument("--tokens", type=int, default=200, help="of each stream")
+    arguments.add_argument("--only", nargs="+", choices=FAILURES, default=list(FAILURES))
+    options = arguments.parse_args()
+    with FakeCluster(Path(tempfile.mkdtemp(prefix="raysgl-cluster-"))) as cluster:
+        cluster.deploy()
+        rows = asyncio.run(run(cluster, options))
+    print(
+        f"{options.streams} streams of {options.tokens} tokens, 3 nodes with a replica each, {machine()}", table(rows), sep="\n"
+    )
+    for row in rows:
+        for line in row.wrong[:12]:
+            print(f"{row.name}: {line}", file=sys.stderr)
+    return int(any(row.wrong for row in rows))
+
+
+async def run(cluster: FakeCluster, options: argparse.Namespace) -> list[Row]:
+    load = Load(cluster.url, options.streams, options.tokens)
+    await load.learn()
+    return [await one(cluster, load, name) for name in options.only]
+
+
+async def one(cluster: FakeCluster, load: Load, name: str) -> Row:
+    async with load.running():
+        at = time.monotonic()
+        excused = await asyncio.to_thread(FAILURES[name], cluster, load)
+        whole_s = await asyncio.to_thread(cluster.wait_whole) - at
+    row = Row(name, load.longest_pause(at), whole_s, len(load.done), sum(bool(c.error) for c in excused), load.failed(excused))
+    print(f"{name}: {row.streams} streams, {len(row.wrong)} wrong", file=sys.stderr, flush=True)
+    try:
+        await asyncio.to_thread(cluster.check_at_rest)
+    except AssertionError as error:
+        row.wrong.append(f"not at rest afterwards: {error}")
+    if name == "node":
+        cluster.workers.append(cluster.add_node())  # Ray wants the main thread
+    return row
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} cores, Ray {metadata.version('ray')}"
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| killed | longest pause of a stream, s | whole again, s | streams | of a dead ingress | wrong |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.name} | {row.pause_s:.2f} | {row.whole_s:.1f} | {row.streams} | {row.excused} | {len(row.wrong)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Ways in which a cluster breaks. Each takes the cluster and the load, breaks something, and returns the calls that may fail."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Callable
+
+import psutil
+
+from tests.cluster.load import Call, Load
+from tests.cluster.nodes import FakeCluster
+
+PIDFD_GETFD = 438
+"""The system call's number, the same on all Linux architectures since 5.6."""
+
+Failure = Callable[[FakeCluster, Load], set[Call]]
+
+
+def shard(cluster: FakeCluster, load: Load) -> set[Call]:
+    """kill -9 of the process that computes."""
+    cluster.shards()[0].kill()
+    return set()
+
+
+def replica(cluster: FakeCluster, load: Load) -> set[Call]:
+    """kill -9 of the Serve replica that owns the shards."""
+    cluster.replica_actors()[0].kill()
+    return set()
+
+
+def all_shards(cluster: FakeCluster, load: Load) -> set[Call]:
+    """kill -9 of every engine at once: for seconds there is none."""
+    for process in cluster.shards():
+        process.kill()
+    return set()
+
+
+def connection(cluster: FakeCluster, load: Load) -> set[Call]:
+    """Cut every TCP connection between one ingress and one shard, at a moment when tokens are on them."""
+    engine, ingress = cluster.shards()[0], cluster.ingresses()[0]
+    ports = {c.laddr.port for c in engine.net_connections("tcp")}
+    cut = [c for c in ingress.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED and _peer(c, engine, ports)]
+    assert cut, "the ingress has no connection to the shard"
+    for connection in cut:
+        _shut(ingress.pid, connection.fd)
+    return set()
+
+
+def coordinator(cluster: FakeCluster, load: Load) -> set[Call]:
+    """kill -9 of the coordinator."""
+    cluster.coordinator().kill()
+    return set()
+
+
+def node(cluster: FakeCluster, load: Load) -> set[Call]:
+    """A whole node: one that has a replica. If an ingress is there, its own clients may fail."""
+    index = next(index for process in cluster.shards() if (index := cluster.node_of(process)) is not None)
+    excused = set()
+    for process in cluster.ingresses():
+        if cluster.node_of(process) == index:
+            excused |= _calls_of(process, load)
+    cluster.crash_node(index)
+    return excused
+
+
+def hang(cluster: FakeCluster, load: Load) -> set[Call]:
+    """SIGSTOP: the engine's process is alive, and does nothing any more."""
+    cluster.shards()[0].suspend()
+    return set()
+
+
+def ingress(cluster: FakeCluster, load: Load) -> set[Call]:
+    """kill -9 of one of several ingresses: its own clients may fail, nobody else's."""
+    process = cluster.ingresses()[0]
+    process.suspend()  # so that nobody connects to it between the next two lines
+    excused = _calls_of(process, load)
+    process.kill()
+    return excused
+
+
+def _peer(connection, engine: psutil.Process, ports: set[int]) -> bool:
+    """Whether the other end is the engine's: either of the two may have opened it."""
+    theirs = {c.raddr.port for c in engine.net_connections("tcp") if c.raddr}
+    return connection.raddr.port in ports and connection.laddr.port in theirs
+
+
+def _calls_of(process: psutil.Process, load: Load) -> set[Call]:
+    """Those whose connection this ingress has, or (not answered yet) may have."""
+    ports = {c.raddr.port for c in process.net_connections("tcp") if c.raddr}
+    return {call for call in load.live if call.port in ports or not call.port}
+
+
+def _shut(pid: int, fd: int) -> None:
+    """Shut down another process's socket, as if the network had done it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = os.pidfd_open(pid)
+    try:
+        ours = libc.syscall(PIDFD_GETFD, handle, fd, 0)
+        if ours < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+        with socket.socket(fileno=ours) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+    finally:
+        os.close(handle)
+
+
+FAILURES: dict[str, Failure] = {
+    "shard": shard,
+    "replica": replica,
+    "connection": connection,
+    "coordinator": coordinator,
+    "node": node,
+    "ingress": ingress,
+    "hang": hang,
+    "all shards": all_shards,
+}
