@@ -41,6 +41,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     `output_ids` holds tokens that the client has already been sent when a request moves here from a replica that died:
     they count as output, and only new ones are sent. (Only with n == 1.)
     `first_segment`: for models that read two texts as one, how many tokens belong to the first (0: there is one text).
+    `waited_s`: seconds since the ingress was asked. A request that moves here keeps its place in the queue.
     """
 
     uid: int
@@ -53,6 +54,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     priority: int = 0
     output_ids: bytes = b""
     first_segment: int = 0
+    waited_s: float = 0.0
 
 
 class Abort(msgspec.Struct, array_like=True, tag=True):

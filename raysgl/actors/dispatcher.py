@@ -245,6 +245,7 @@ class Dispatcher:
             seq.uid, seq.placement = uid, placement
             self._live[uid] = seq
         connection = self._engines[decision.replica].connection
+        waited_s = time.monotonic() - stream.came_at
         for seq in sequences[:1] if whole else sequences:
             connection.send(
                 Submit(
@@ -258,6 +259,7 @@ class Dispatcher:
                     stream.priority,
                     seq.sent.tobytes(),
                     stream.first_segment,
+                    waited_s,
                 )
             )
 

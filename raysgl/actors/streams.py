@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Stream:
         self.page_hashes, self.extra_key, self.priority, self.session = page_hashes, extra_key, priority, session
         self.first_segment = first_segment
         self.sequences = [LiveSequence(self, i) for i in range(sampling.n)]
+        self.came_at = time.monotonic()
         self._on_abort = on_abort
         self._news: list[tuple[int, SequenceOutput]] = []
         self._waiter: asyncio.Future[None] | None = None

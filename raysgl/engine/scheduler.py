@@ -2,35 +2,33 @@
 
 The one scheduler of a replica. `schedule` plans a step from what is known without waiting for sampled tokens, `process`
 takes in what a step sampled; a second step may be planned in between (step-ahead overlap), so every decision here
-stands on counts, never on the ids of tokens still to come. Pages given back while a launched step still uses them may go to
-the next step at once: steps run in launch order. Those that the step being planned uses may not go to another row of it.
+stands on counts, never on the ids of tokens still to come.
 
     (compiling -->) waiting --admit--> running (prefill, then decode) --finish--> gone
                        ^                  |
                        +-----retract------+     what was computed goes to the radix tree, no known token is lost
-
-Invariant (`check`): free pages + pages in the tree + pages owned by running sequences = pool.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from raysgl.cache.page_pool import PagePool
-from raysgl.cache.radix_tree import RadixTree
+from raysgl.cache.radix_tree import Match
+from raysgl.engine.arrivals import refusal, sequences
 from raysgl.engine.estimate import OutputLengthEstimator
 from raysgl.engine.guides import Guides
+from raysgl.engine.kv_pages import KVPages
 from raysgl.engine.outputs import Outputs, add_prompt_logprobs
 from raysgl.engine.plan import StepResult
 from raysgl.engine.plan_builder import PlanBuilder, Step
-from raysgl.engine.prefixes import PrefixesBeingComputed
 from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.grammar.interface import Grammars
-from raysgl.messages import Finish, KVEvent, Load, PagesStored, SequenceOutput, Submit, TokenLogprob, unpack_ids
+from raysgl.messages import Finish, KVEvent, Load, PagesStored, SequenceOutput, Submit, TokenLogprob
 from raysgl.sampling.token_masks import TokenMasks
 
 HOT_PERIODS = 10
@@ -65,11 +63,12 @@ class Scheduler:
         config: SchedulerConfig,
         on_kv_event: Callable[[KVEvent], None] | None = None,
         grammars: Grammars | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.config = config
         self.guides = Guides(grammars)
-        self.pool = PagePool(config.num_pages)
-        self.tree = RadixTree(config.page_size, on_event=on_kv_event)
+        self.pages = KVPages(config.num_pages, config.page_size, config.radix_cache, on_kv_event)
+        self.pool, self.tree = self.pages.pool, self.pages.tree
         self.waiting = WaitingQueue(config.policy)
         self.running: list[Sequence] = []  # in order of admission
         self.estimator = OutputLengthEstimator(config.conservativeness)
@@ -77,64 +76,40 @@ class Scheduler:
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self._free_slots = list(range(config.max_running - 1, -1, -1))
         self.outputs = Outputs()
-        self._computing = PrefixesBeingComputed()
         self._groups = GroupFinder(config.page_size) if config.group_prefixes else None
-        self._written: list[int] = []  # pages that nobody owns any more, but the step being planned still writes
-        self._arrivals = 0
+        self._arrivals = itertools.count(1)
+        self._clock = clock
         self._steps = 0
 
     # ---------------------------------------------------------------- requests in, outputs out
 
     def add(self, submit: Submit) -> None:
         """Queue a request's sequences. One that can never run is answered at once."""
-        prompt, sent = unpack_ids(submit.input_ids), unpack_ids(submit.output_ids)
-        sampling = submit.sampling
-        limit = min(self.config.context_length, self.config.num_pages * self.config.page_size)
-        room = limit - len(prompt)
-        refusal = self._refusal(prompt, sampling, limit)
-        for i in range(sampling.n):
-            if refusal is not None:
-                self.outputs.finish(submit.ingress, submit.uid + i, refusal)
-                continue
-            stop_ids = set(sampling.stop_token_ids)
-            if not sampling.ignore_eos:
-                stop_ids.update(self.config.eos_token_ids)
-            asked = room if sampling.max_new_tokens is None else min(sampling.max_new_tokens, room)
-            self._arrivals += 1
-            seq = Sequence(
-                uid=submit.uid + i,
-                ingress=submit.ingress,
-                request_id=submit.request_id,
-                sampling=sampling,
-                seed=sampling.seed_of(i),
-                stop_ids=frozenset(stop_ids),
-                tokens=prompt + sent,
-                num_prompt=len(prompt),
-                max_tokens=len(prompt) + asked,
-                page_hashes=submit.page_hashes,
-                extra_key=submit.extra_key,
-                priority=submit.priority,
-                arrival=self._arrivals,
-            )
-            if len(seq.tokens) >= seq.max_tokens and (asked > 0 or sampling.prompt_logprobs is None):
+        config, pool_tokens = self.config, self.config.num_pages * self.config.page_size
+        finish = refusal(submit, config.context_length, pool_tokens, self.guides.grammars is not None) or self._full(submit)
+        if finish is not None:
+            for uid in range(submit.uid, submit.uid + submit.sampling.n):
+                self.outputs.finish(submit.ingress, uid, finish)
+            return
+        limit = min(config.context_length, pool_tokens)
+        for seq in sequences(submit, limit, config.eos_token_ids, self._arrivals, self._clock()):
+            if len(seq.tokens) >= seq.max_tokens and (
+                submit.sampling.max_new_tokens != 0 or seq.sampling.prompt_logprobs is None
+            ):
                 self.outputs.finish(seq.ingress, seq.uid, Finish("length"))
                 continue
             self._sequences[seq.key] = seq
-            if sampling.constraint is None:
+            if seq.sampling.constraint is None:
                 self.waiting.add(seq)
             else:
                 seq.status = Status.COMPILING
                 self.guides.start(seq)
 
-    def _refusal(self, prompt: list[int], sampling, limit: int) -> Finish | None:
-        if not prompt:
-            return Finish("error", message="the prompt is empty", status=400)
-        if len(prompt) + (1 if sampling.max_new_tokens != 0 else 0) > limit:
-            what = "context length" if limit == self.config.context_length else "KV cache (max_total_tokens)"
-            return Finish("error", message=f"the prompt has {len(prompt)} tokens, but the {what} holds {limit}", status=400)
-        if sampling.constraint is not None and self.guides.grammars is None:
-            return Finish("error", message="grammar_backend is none", status=400, param="constraint")
-        if self._num_waiting + sampling.n > self.config.max_queued + max(0, self.config.max_running - len(self.running)):
+    def _full(self, submit: Submit) -> Finish | None:
+        """A refusal if too many wait already. Never of a request that has had tokens: it has been accepted."""
+        if submit.output_ids:
+            return None
+        if self._num_waiting + submit.sampling.n > self.config.max_queued + max(0, self.config.max_running - len(self.running)):
             return Finish("abort", message=f"{self._num_waiting} requests are waiting already", status=503)
         return None
 
@@ -184,8 +159,7 @@ class Scheduler:
         self._plan_prefills(builder)
         if len(self.waiting):
             self._admit(builder)
-        self.pool.free(self._written)
-        self._written = []
+        self.pages.planned()
         if not builder.rows:
             return None
         self._steps += 1
@@ -216,13 +190,12 @@ class Scheduler:
         page_size = self.config.page_size
         while True:
             short = [seq for seq in ready if seq.num_computed >= len(seq.pages) * page_size]
-            if self._make_room(len(short)):
+            if self.pages.make_room(len(short)):
                 break
             self._retract(self.running[-1])
             ready = [seq for seq in ready if seq.status is Status.RUNNING]
-        for seq, page in zip(short, self.pool.allocate(len(short)) if short else ()):
-            seq.table_updates.append((len(seq.pages), page))
-            seq.pages.append(page)
+        for seq in short:
+            self.pages.add_page(seq)
         for seq in ready:
             builder.add_decode(seq)
             seq.num_computed += 1
@@ -240,7 +213,7 @@ class Scheduler:
             count = min(count, self._prefill_room(builder))
         if count <= 0:
             return False
-        wants_logprobs = self._wants_prompt_logprobs(seq) and seq.num_computed < seq.num_prompt - 1
+        wants_logprobs = seq.wants_prompt_logprobs and seq.num_computed < seq.num_prompt - 1
         if wants_logprobs and seq.num_computed < (start := seq.logprobs_start):
             # What comes before has a chunk of its own: its logits would be made for nothing.
             count, wants_logprobs = min(count, start - seq.num_computed), False
@@ -251,17 +224,12 @@ class Scheduler:
         if samples:
             seq.decoding = True
             seq.num_pending += 1
-        self._written += self._share(seq)
+        self.pages.computed(seq)
         return True
 
     def _prefill_room(self, builder: PlanBuilder) -> int:
         """Prompt tokens that the step still takes. At least a page a step, so that decoding never starves prompts."""
         return max(self.config.step_tokens - builder.num_decode, self.config.page_size) - builder.num_prefill
-
-    def _wants_prompt_logprobs(self, seq: Sequence) -> bool:
-        asked = seq.sampling.prompt_logprobs is not None
-        known = len(seq.prompt_logprobs or ())
-        return asked and known < seq.num_prompt - seq.logprobs_start
 
     # ---------------------------------------------------------------- admission
 
@@ -276,110 +244,54 @@ class Scheduler:
                 continue
             if reserved < 0:
                 reserved = sum(map(self._expected_growth, self.running))
-            match = self._match(seq)
-            if self._waits_for_prefix(seq, len(match.pages)):
+            match = self.pages.match(seq)
+            if self.pages.waits_for_prefix(seq, len(match.pages)):
                 continue
             self.tree.lock(match.node)
-            need = self._pages_for(len(seq.tokens)) - len(match.pages)
+            need = self.pages.pages_for(len(seq.tokens)) - len(match.pages)
             growth = self._expected_growth(seq)
-            spare = self.pool.available + self.tree.evictable_pages - need
+            spare = self.pages.available - need
             if spare < (growth + reserved if self.running else 0):
                 self.tree.unlock(match.node)
                 return
-            self._make_room(need)
-            self._start(builder, seq, match, self.pool.allocate(need))
+            self.pages.make_room(need)
+            self._start(builder, seq, match)
             reserved += growth
             self._plan_chunk(builder, seq)
 
-    def _match(self, seq: Sequence):
-        if not self.config.radix_cache:
-            return self.tree.match([], seq.extra_key)
-        most = seq.logprobs_start if self._wants_prompt_logprobs(seq) else len(seq.tokens) - 1
-        return self.tree.match(seq.tokens, seq.extra_key, max_tokens=most)
-
     def _cached_tokens(self, seq: Sequence) -> int:
-        return self._match(seq).num_tokens
-
-    def _waits_for_prefix(self, seq: Sequence, matched_pages: int) -> bool:
-        """Whether a running prefill is computing pages that this sequence could share: better to wait than to compute twice."""
-        return self.config.radix_cache and self._computing.includes(seq, matched_pages) and not self._wants_prompt_logprobs(seq)
+        return self.pages.match(seq).num_tokens
 
     def _expected_growth(self, seq: Sequence) -> int:
         """Pages it is expected to need beyond those of its known tokens."""
         tokens = self.estimator.remaining(seq.num_output, seq.max_tokens - len(seq.tokens))
-        return max(0, self._pages_for(len(seq.tokens) + tokens) - max(len(seq.pages), self._pages_for(len(seq.tokens))))
+        pages_for = self.pages.pages_for
+        return max(0, pages_for(len(seq.tokens) + tokens) - max(len(seq.pages), pages_for(len(seq.tokens))))
 
-    def _start(self, builder: PlanBuilder, seq: Sequence, match, own: list[int]) -> None:
+    def _start(self, builder: PlanBuilder, seq: Sequence, match: Match) -> None:
         self.waiting.remove(seq)
         seq.status = Status.RUNNING
         seq.slot = self._free_slots.pop()
-        seq.node = match.node
-        seq.pages = match.pages + own
-        seq.num_shared = len(match.pages)
-        seq.num_computed = match.num_tokens
         seq.decoding = False
-        seq.table_updates = list(enumerate(seq.pages))
-        if self._wants_prompt_logprobs(seq):
+        self.pages.take(seq, match)
+        if seq.wants_prompt_logprobs:
             seq.prompt_logprobs = [TokenLogprob(seq.tokens[seq.logprobs_start], None)]
         if seq.cached_tokens is None:
-            seq.started_at = time.monotonic()
+            seq.started_at = self._clock()
             seq.cached_tokens = match.num_tokens
             self.stats.prompt_tokens += seq.num_prompt
             self.stats.cached_tokens += match.num_tokens
-        if self.config.radix_cache:
-            self._computing.start(seq, len(match.pages))
-        self.tree.hit(match.node)
         self.running.append(seq)
         builder.init_slot(seq)
 
-    # ---------------------------------------------------------------- memory
-
-    def _pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.config.page_size)
-
-    def _make_room(self, pages: int) -> bool:
-        """Evict until so many pages are free."""
-        missing = pages - self.pool.available
-        if missing > self.tree.evictable_pages:
-            return False
-        if missing > 0:
-            self.pool.free(self.tree.evict(missing))
-        return True
-
-    def _share(self, seq: Sequence) -> list[int]:
-        """Put the full pages computed so far into the tree, and use the tree's where it has them already. Returns its own pages
-        that are of no use then, to be freed."""
-        size, shared = self.config.page_size, seq.num_shared
-        full = min(seq.num_computed, len(seq.tokens)) // size
-        if not self.config.radix_cache or full <= shared:
-            return []
-        assert seq.node is not None, "a running sequence has a place in the tree"
-        new = seq.tokens[shared * size : full * size]
-        inserted = self.tree.insert(
-            new, seq.pages[shared:full], seq.extra_key, hashes=seq.page_hashes[shared:full], after=seq.node
-        )
-        self.tree.lock(inserted.node)
-        self.tree.unlock(seq.node)
-        for index, own, cached in inserted.duplicates:
-            seq.pages[shared + index] = cached
-            seq.table_updates.append((shared + index, cached))
-        seq.node = inserted.node
-        seq.num_shared = full
-        self._computing.computed(seq, full)
-        return [own for _, own, _ in inserted.duplicates]
+    # ---------------------------------------------------------------- leaving
 
     def _release(self, seq: Sequence) -> None:
-        """Give back slot and pages; what was computed stays in the tree, evictable."""
-        self.pool.free(self._share(seq))
-        assert seq.node is not None, "a running sequence has a place in the tree"
-        self._computing.stop(seq)
-        self.pool.free(seq.pages[seq.num_shared :])
-        self.tree.unlock(seq.node)
+        """Give back slot and pages."""
+        self.pages.release(seq)
         self._free_slots.append(seq.slot)
         self.running.remove(seq)
-        seq.pages, seq.num_shared, seq.node, seq.slot = [], 0, None, -1
-        seq.num_computed, seq.decoding = 0, False
-        seq.table_updates = []
+        seq.slot, seq.decoding = -1, False
 
     def _retract(self, seq: Sequence) -> None:
         """Back to the head of the queue. Tokens that launched steps sample are still taken in when they come."""
@@ -464,14 +376,5 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError unless every page is accounted for exactly once."""
-        self.tree.check()
-        owned = [page for seq in self.running for page in seq.pages[seq.num_shared :]]
-        assert len(set(owned)) == len(owned), "a page belongs to two sequences"
-        total = self.pool.available + self.tree.total_pages + len(owned)
-        assert total == self.config.num_pages, (
-            f"{self.pool.available} free + {self.tree.total_pages} cached + {len(owned)} in use != {self.config.num_pages} pages"
-        )
-        if not self.running:
-            assert self.tree.locked_pages == 0, f"{self.tree.locked_pages} pages are locked by nobody"
-            assert not self._computing, "prefixes are awaited that nobody computes"
+        self.pages.check(self.running)
         assert len(self._free_slots) + len(self.running) == self.config.max_running

@@ -53,6 +53,8 @@ class Sequence:
     extra_key: str = ""
     priority: int = 0
     arrival: int = 0
+    turn: float = 0.0
+    """Its place in the queue; see `raysgl.engine.waiting.turn_of`."""
     added_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     """When it was first admitted; by the same clock."""
@@ -79,6 +81,12 @@ class Sequence:
     def logprobs_start(self) -> int:
         """The first prompt token that log probabilities are reported of, of which nothing is known."""
         return min(self.sampling.prompt_logprobs_start, self.num_prompt - 1)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether some of those that were asked for are not known yet."""
+        known = len(self.prompt_logprobs or ())
+        return self.sampling.prompt_logprobs is not None and known < self.num_prompt - self.logprobs_start
 
     @property
     def num_output(self) -> int:

@@ -13,14 +13,25 @@ MAX_OVERTAKEN = 64
 SCAN_LIMIT = 256
 """Sequences tried in one pass, where some are skipped because they wait for another's prefix."""
 
+PRIORITY_S = 10.0
+"""A point of priority is worth so many seconds of having waited. Nobody starves: in the end, who came long enough before others goes first."""
+MOST_POINTS = 360
+"""Priorities beyond are no greater: an hour is for ever here."""
+
+
+def turn_of(came_at: float, priority: int) -> float:
+    """Sequences are served in the order of their turns, in seconds."""
+    return came_at - PRIORITY_S * max(-MOST_POINTS, min(priority, MOST_POINTS))
+
 
 class WaitingQueue:
-    """Higher priority first, then the policy: `fcfs` (arrival) or `lpm` (longest cached prefix)."""
+    """`fcfs`: in the order of turns. `lpm`: higher priority first, then the longest cached prefix."""
 
     def __init__(self, policy: str = "fcfs"):
         self._policy = policy
         self._items: dict[Sequence, int] = {}  # -> tokens when it was put here; in order unless not _sorted
         self._sorted = True
+        self._last = (0.0, 0)  # place of the last item, while they are in order
         self.tokens = 0
 
     def __len__(self) -> int:
@@ -28,12 +39,14 @@ class WaitingQueue:
 
     def add(self, seq: Sequence) -> None:
         """A new arrival."""
-        if seq.priority and self._items:
+        if self._items and _place(seq) < self._last:
             self._sorted = False
+        else:
+            self._last = _place(seq)
         self._put(seq)
 
     def put_back(self, seq: Sequence) -> None:
-        """A retracted sequence returns to its place by arrival, before all that came later."""
+        """A retracted sequence returns to its place, before all whose turn is later."""
         self._put(seq)
         self._sorted = False
 
@@ -48,7 +61,8 @@ class WaitingQueue:
     def candidates(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
         """Sequences in the order to try them; the caller may remove the one it was given."""
         if not self._sorted:
-            self._items = dict(sorted(self._items.items(), key=lambda item: (-item[0].priority, item[0].arrival)))
+            self._items = dict(sorted(self._items.items(), key=lambda item: _place(item[0])))
+            self._last = _place(next(reversed(self._items)))
             self._sorted = True
         if self._policy == "lpm" and 1 < len(self._items) <= LPM_LIMIT:
             yield from self._by_prefix(cached_tokens)
@@ -58,7 +72,7 @@ class WaitingQueue:
     def _by_prefix(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
         def rank(seq: Sequence) -> tuple:
             late = seq.overtaken >= MAX_OVERTAKEN
-            return (-seq.priority, not late, 0 if late else -cached_tokens(seq), seq.arrival)
+            return (not late, *_place(seq)) if late else (True, -seq.priority, -cached_tokens(seq), *_place(seq))
 
         order = sorted(self._items, key=rank)
         for seq in order:
@@ -67,3 +81,7 @@ class WaitingQueue:
                 for other in self._items:
                     if other.arrival < seq.arrival:
                         other.overtaken += 1
+
+
+def _place(seq: Sequence) -> tuple[float, int]:
+    return seq.turn, seq.arrival

@@ -53,6 +53,7 @@ def checkpoint(folder: Path) -> Path:
 
 HANG_S = 8.0
 STEADY_S = 2.0
+GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
 
 
 class FakeCluster:
@@ -217,14 +218,14 @@ class FakeCluster:
 
 
 def _processes(title: str) -> list[psutil.Process]:
-    """Of this cluster, whose process title begins so."""
+    """Of this cluster, whose title begins so, and that can do anything."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
             command = process.cmdline()
         except psutil.Error:
             continue
-        if command and command[0].startswith(title) and process.status() != psutil.STATUS_ZOMBIE:
+        if command and command[0].startswith(title) and process.status() not in GONE:
             found.append(process)
     return found
 

@@ -5,6 +5,7 @@ Every mistake in page tables, page reuse, chunking or retraction changes the con
 
 from __future__ import annotations
 
+import time
 from zlib import crc32
 
 import numpy as np
@@ -125,6 +126,7 @@ class Engine:
         eos=(),
         max_queued=10**6,
         grammars=None,
+        clock=time.monotonic,
         **kw,
     ):
         config = SchedulerConfig(
@@ -138,7 +140,7 @@ class Engine:
             **kw,
         )
         self.events = []
-        self.scheduler = Scheduler(config, on_kv_event=self.events.append, grammars=grammars)
+        self.scheduler = Scheduler(config, on_kv_event=self.events.append, grammars=grammars, clock=clock)
         self.runner = SimulatedRunner(num_pages, page_size, max_running)
         self.inbox = []
         self.outputs: dict[int, list[SequenceOutput]] = {}
@@ -154,7 +156,7 @@ class Engine:
         for output in outputs.get("i", []):
             self.outputs.setdefault(output.uid, []).append(output)
 
-    def submit(self, uid, prompt, max_new=8, sent=(), extra_key="", priority=0, **sampling):
+    def submit(self, uid, prompt, max_new=8, sent=(), extra_key="", priority=0, waited_s=0.0, **sampling):
         self.inbox.append(
             Submit(
                 uid=uid,
@@ -166,6 +168,7 @@ class Engine:
                 extra_key=extra_key,
                 priority=priority,
                 output_ids=pack_ids(list(sent)),
+                waited_s=waited_s,
             )
         )
 

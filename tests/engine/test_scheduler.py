@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysgl.engine.waiting import PRIORITY_S
 from raysgl.messages import Abort, AbortRequest, FlushCache
 from tests.engine.simulated import Engine, expected
 
@@ -191,16 +192,42 @@ def test_flush_is_refused_while_busy():
     assert engine.scheduler.pool.available == 64
 
 
-def test_priority_goes_first():
-    engine = Engine(max_running=1, overlap=False)
-    engine.submit(1, [1], max_new=2)
-    engine.submit(2, [2], max_new=2)
-    engine.submit(3, [3], max_new=2, priority=5)
+def order_of(engine) -> list[int]:
+    """Runs it; the order in which its sequences finish."""
     order = []
     emit = engine._emit
     engine.loop._emit = lambda outputs: (order.extend(o.uid for o in outputs["i"] if o.finish), emit(outputs))
     engine.run()
-    assert order == [3, 1, 2]
+    return order
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lpm"])
+def test_priority_goes_first(policy):
+    engine = Engine(max_running=1, overlap=False, policy=policy)
+    for uid, priority in enumerate([0, 0, 5, -3, 5]):
+        engine.submit(uid, [uid], max_new=2, priority=priority)
+    assert order_of(engine) == [2, 4, 0, 1, 3]
+
+
+def test_a_point_of_priority_is_worth_a_while_of_waiting():
+    """So nobody starves: who came long enough before is not overtaken any more."""
+    now = [100.0]
+    engine = Engine(max_running=1, overlap=False, clock=lambda: now[0])
+    for uid in range(6):
+        engine.submit(uid, [uid], max_new=2, priority=2 if uid % 2 else 0)
+        engine.inbox, arrived = [], engine.inbox
+        for submit in arrived:
+            engine.scheduler.add(submit)
+        now[0] += PRIORITY_S * 0.9
+    assert order_of(engine) == [1, 0, 3, 2, 5, 4]
+
+
+def test_a_request_that_moved_here_keeps_its_place():
+    engine = Engine(max_running=1, overlap=False, clock=lambda: 100.0)
+    engine.submit(1, [1], max_new=2)
+    engine.submit(2, [2], max_new=2, waited_s=3.0)
+    engine.submit(3, [3], max_new=2, waited_s=5.0, priority=-1)
+    assert order_of(engine) == [2, 1, 3]
 
 
 request = st.tuples(
@@ -208,6 +235,7 @@ request = st.tuples(
     st.integers(0, 25),
     st.integers(0, 12),  # the round it arrives in
     st.one_of(st.none(), st.integers(0, 30)),  # the round it is aborted in
+    st.sampled_from([0, 0, 1, -2, 2**31 - 1]),  # its priority
 )
 
 
@@ -238,15 +266,15 @@ def test_whatever_happens(requests, num_pages, page_size, step_tokens, max_runni
     for _ in range(10):
         engine.scheduler.estimator.record(1)
     for now in range(32):
-        for uid, (prompt, max_new, arrival, abort) in enumerate(requests):
+        for uid, (prompt, max_new, arrival, abort, priority) in enumerate(requests):
             if arrival == now:
-                engine.submit(uid, prompt, max_new=max_new)
+                engine.submit(uid, prompt, max_new=max_new, priority=priority)
             if abort == now:
                 engine.inbox.append(Abort("i", [uid]))
         engine.loop.run_once()
         engine.scheduler.check()
     engine.run()
-    for uid, (prompt, max_new, arrival, abort) in enumerate(requests):
+    for uid, (prompt, max_new, arrival, abort, priority) in enumerate(requests):
         wanted = expected(prompt, max_new, set(eos))
         if abort is None or abort < arrival:
             assert engine.tokens(uid) == wanted
