@@ -98,6 +98,11 @@ class EngineConfig(Settings):
     max_queued_requests: int | None = Field(
         None, ge=0, description="waiting requests a replica accepts before 429; default: 4 x max_running_requests"
     )
+    max_queue_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="requests that would wait longer for their turn get a 429, by how fast the queue has been moving",
+    )
     chunked_prefill_size: int | None = Field(
         None, description="tokens computed in a step at most; default 8192 on cuda, 512 on cpu; -1: prompts are not chunked"
     )

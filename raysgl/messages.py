@@ -42,6 +42,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     they count as output, and only new ones are sent. (Only with n == 1.)
     `first_segment`: for models that read two texts as one, how many tokens belong to the first (0: there is one text).
     `waited_s`: seconds since the ingress was asked. A request that moves here keeps its place in the queue.
+    `accepted`: another replica had taken it, so it is not refused because the queue is full.
     """
 
     uid: int
@@ -55,6 +56,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     output_ids: bytes = b""
     first_segment: int = 0
     waited_s: float = 0.0
+    accepted: bool = False
 
 
 class Abort(msgspec.Struct, array_like=True, tag=True):
@@ -145,6 +147,8 @@ class Finish(msgspec.Struct, array_like=True):
     retractions: int = 0
     """How often the sequence had to give its memory back and start over."""
     param: str = ""
+    retry_after: float = 0.0
+    """With status 503 or 429: in how many seconds trying again makes sense."""
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):
@@ -232,7 +236,8 @@ class Load(msgspec.Struct, array_like=True):
     Rates are tokens per second, measured over recent steps (0 until measured). `queued_tokens` counts the prompt tokens not
     yet computed of waiting and prefilling requests. `ttft` is the average time from a request's arrival at the engine to its first
     token, in seconds. `hot_pages` are cached and were found by a request in the last minutes. Constraints that were compiled took
-    `grammar_seconds` together; `grammar_hits` were compiled already.
+    `grammar_seconds` together; `grammar_hits` were compiled already. `queue_seconds` is how long a request that comes now is expected to
+    wait for its turn; if it is `full`, it is refused.
     """
 
     running: int = 0
@@ -256,6 +261,8 @@ class Load(msgspec.Struct, array_like=True):
     grammars_refused: int = 0
     grammar_hits: int = 0
     grammar_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    full: bool = False
 
 
 class PagesStored(msgspec.Struct, array_like=True, tag="s"):

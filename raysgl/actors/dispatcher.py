@@ -14,12 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from raysgl.actors.engine_commands import EngineCommands
-from raysgl.actors.engine_link import FORGOTTEN
 from raysgl.actors.engine_peer import Engine
-from raysgl.actors.frames import HELLO_EVERY_S, FromEngine, Numbers
-from raysgl.actors.ingress_link import EngineConnection, OutputReader
+from raysgl.actors.fleet import Fleet
 from raysgl.actors.streams import LiveSequence, Placement, Stream
-from raysgl.actors.transport import Endpoint, Transport
+from raysgl.actors.transport import Transport
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.api.served_model import ServedModel
 from raysgl.cache.hashing import page_hashes
@@ -29,7 +27,6 @@ from raysgl.messages import (
     AbortRequest,
     Done,
     Finish,
-    Hello,
     Load,
     Logs,
     LogSettings,
@@ -37,6 +34,7 @@ from raysgl.messages import (
     ReplicaFacts,
     StepOutput,
     Submit,
+    ToIngress,
     pack_ids,
 )
 from raysgl.routing import Decision, Mirror, Refusal, ReplicaInfo, RouteRequest
@@ -47,11 +45,15 @@ log = logging.getLogger(__name__)
 
 HOMELESS_S = 120.0
 """How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
+HELD_S = 30.0
+"""How long a new request waits for a replica, where there was one before: the only one is being replaced."""
+MOST_HELD = 1024
+"""So many sequences may wait for a replica before new requests are refused at once."""
 COLD_START_S = 600.0
 """The same for a request whose model has been scaled to zero: a node may have to be added, and an image pulled."""
+MAX_REFUSALS = 3
+"""So many replicas are asked to take a new request. Where they are flooded, asking all of them would be a flood of its own."""
 REHOME_EVERY_S = 0.5
-LATE_S = 1.0
-"""An ingress that comes so late to look after its engines has not listened to them either."""
 
 
 class Dispatcher:
@@ -65,18 +67,13 @@ class Dispatcher:
         """Models that may have no replica while nobody asks, and what to call when somebody does; calls may be many."""
         self.index_check: Callable[[Iterable[str]], Awaitable[dict[str, Any]]] | None = None
         self.draining = False
-        self._transport = transport
-        self._reader = OutputReader(transport, self._on_frame)
-        self._numbers = Numbers()
-        endpoint = self._reader.endpoint
-        self._hello = Hello(name, endpoint.address, endpoint.public_key)
-        self._engines: dict[str, Engine] = {}
+        self._fleet = Fleet(transport, name, self._on_message, self._begin_anew)
         self._uids = itertools.count(1)
         self._live: dict[int, LiveSequence] = {}
         self._streams: dict[str, set[Stream]] = {}
         self._homeless: dict[LiveSequence, float] = {}
         self._arriving: dict[str, list[tuple[Stream, asyncio.Future[None]]]] = {}
-        self._commands = EngineCommands(name, self._engines_of)
+        self._commands = EngineCommands(name, self._fleet.of)
         self._loop = asyncio.get_running_loop()
         self._greeter = self._loop.create_task(self._look_after())
 
@@ -123,7 +120,7 @@ class Dispatcher:
             for seq in live:
                 stream.end(seq, Finish("abort", message="the request was aborted"))
             aborted += bool(live)
-        for engine in self._engines.values():
+        for engine in self._fleet.of(None):
             engine.connection.send(AbortRequest(self.name, request_id))
         return aborted
 
@@ -142,7 +139,7 @@ class Dispatcher:
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
         found: dict[str, dict[str, ReplicaFacts]] = {name: {} for name in self.models}
-        for engine in self._engines.values():
+        for engine in self._fleet.of(None):
             found.setdefault(engine.info.model, {})[engine.info.replica] = facts_of(engine.info)
         return found
 
@@ -156,21 +153,20 @@ class Dispatcher:
 
     def available(self, model: str) -> bool:
         """Whether a replica of the model takes requests."""
-        return any(self._hears(i.replica) and not i.draining for i in self.mirror.replicas(model))
+        return any(self._fleet.hears(i.replica) and not i.draining for i in self.mirror.replicas(model))
 
-    def _hears(self, replica: str) -> bool:
-        engine = self._engines.get(replica)
-        return engine is not None and not engine.silent
+    def _comes(self, model: str) -> bool:
+        """Whether it is worth waiting for a replica of the model."""
+        return model in self.wakers or model in self._fleet.served
 
     def connect(self, info: ReplicaInfo) -> None:
         """A replica is there: connect to it, and send it what has been waiting for one."""
-        old = self._engines.get(info.replica)
+        old = self._fleet.engines.get(info.replica)
         if old is not None:
             if old.info.epoch == info.epoch:
                 return
             self.lost(old.info)
-        endpoint = Endpoint(info.address, info.keys["curve"])
-        self._engines[info.replica] = Engine(info, EngineConnection(self._transport, endpoint, self._hello), time.monotonic())
+        self._fleet.add(info)
         if info.model in self.models:
             self.models[info.model].page_size = info.page_size
         self._rehome(time.monotonic())
@@ -178,20 +174,19 @@ class Dispatcher:
     def lost(self, info: ReplicaInfo) -> None:
         """A replica died: what it was doing goes on elsewhere."""
         self.mirror.lost(info.model, info.replica, info.epoch)
-        engine = self._engines.get(info.replica)
-        if engine is None or engine.info.epoch != info.epoch:
-            return
-        del self._engines[info.replica]
-        engine.connection.close()
-        engine.give_up(Done(0, True, "the replica is gone"))
-        self._numbers.forget((info.replica, info.epoch))
-        self._move(seq for seq in list(self._live.values()) if seq.placement and seq.placement.replica == info.replica)
+        if self._fleet.drop(info):
+            self._move(self._accepted_by(info.replica))
+
+    def _accepted_by(self, replica: str) -> list[LiveSequence]:
+        """Those that are there; from now on they are not refused because queues are full."""
+        found = [seq for seq in self._live.values() if seq.placement.replica == replica]
+        for seq in found:
+            seq.stream.accepted = True
+        return found
 
     def suspect(self, info: ReplicaInfo) -> None:
-        """Ray cannot reach a replica just now. It may be dead, or the network may be away for a moment."""
-        engine = self._engines.get(info.replica)
-        if engine is not None and engine.info.epoch == info.epoch:
-            engine.suspected = True
+        """Ray cannot reach a replica just now."""
+        self._fleet.suspect(info)
 
     def num_live(self) -> int:
         """Sequences that somebody waits for."""
@@ -200,9 +195,7 @@ class Dispatcher:
     def close(self) -> None:
         self._greeter.cancel()
         self.abort_request(None)
-        for engine in self._engines.values():
-            engine.connection.close()
-        self._reader.close()
+        self._fleet.close()
 
     # ---------------------------------------------------------------- placing
 
@@ -216,17 +209,18 @@ class Dispatcher:
                 placed.set_result(None)
             elif decision.reason == "full":
                 placed.set_exception(QueueFull("all replicas have too many waiting requests", decision.retry_after))
-            elif model in self.wakers:
+            elif self._comes(model) and len(self._homeless) < MOST_HELD:
                 self._streams.setdefault(stream.request_id, set()).add(stream)
                 self._homeless.update((seq, time.monotonic()) for seq in stream.sequences)
-                self.wakers[model]()
+                if model in self.wakers:
+                    self.wakers[model]()
                 placed.set_result(None)
             else:
                 placed.set_exception(Unavailable(f"no replica of {model} takes requests now"))
 
     def _choose(self, model: str, requests: list[RouteRequest]) -> list[Decision | Refusal]:
         """As the mirror decides, among the replicas that this ingress hears."""
-        unknown = frozenset(i.replica for i in self.mirror.replicas(model) if not self._hears(i.replica))
+        unknown = frozenset(i.replica for i in self.mirror.replicas(model) if not self._fleet.hears(i.replica))
         if unknown:
             for request in requests:
                 request.exclude |= unknown
@@ -235,7 +229,9 @@ class Dispatcher:
     def _route_request(self, stream: Stream, sequences: list[LiveSequence]) -> RouteRequest:
         refused = frozenset(itertools.chain.from_iterable(seq.refused_by for seq in sequences))
         tokens = len(stream.input_ids) // 4 + max(len(seq.sent) for seq in sequences)
-        return RouteRequest(stream.page_hashes, tokens, len(sequences), stream.session, refused)
+        # A replica that looks full lets in what was accepted before, and may let in what goes before others that wait.
+        insists = stream.accepted or stream.priority > 0
+        return RouteRequest(stream.page_hashes, tokens, len(sequences), stream.session, refused, insists)
 
     def _send(self, stream: Stream, sequences: list[LiveSequence], decision: Decision) -> None:
         placement = Placement(decision.replica, decision.epoch, decision.ticket, live=len(sequences))
@@ -244,10 +240,10 @@ class Dispatcher:
         for seq, uid in zip(sequences, uids):
             seq.uid, seq.placement = uid, placement
             self._live[uid] = seq
-        connection = self._engines[decision.replica].connection
         waited_s = time.monotonic() - stream.came_at
         for seq in sequences[:1] if whole else sequences:
-            connection.send(
+            self._fleet.send(
+                decision.replica,
                 Submit(
                     seq.uid,
                     stream.request_id,
@@ -260,37 +256,37 @@ class Dispatcher:
                     seq.sent.tobytes(),
                     stream.first_segment,
                     waited_s,
-                )
+                    stream.accepted,
+                ),
             )
 
     def _move(self, sequences: Iterable[LiveSequence], refusal: Finish | None = None) -> None:
         """Send sequences to another replica, those of one prompt together. Without one they wait, but prompts that were refused
-        and have had no token yet end with the `refusal`."""
+        because of full queues and have had no token yet end with the `refusal`."""
         by_stream: dict[Stream, list[LiveSequence]] = {}
         for seq in sequences:
             self._detach(seq)
             by_stream.setdefault(seq.stream, []).append(seq)
         for stream, group in by_stream.items():
-            (decision,) = self._choose(stream.model.name, [self._route_request(stream, group)])
+            request = self._route_request(stream, group)
+            final = refusal is not None and refusal.status == 429 and stream.untouched and not stream.accepted
+            if final and len(request.exclude) >= MAX_REFUSALS:
+                decision = None
+            else:
+                (decision,) = self._choose(stream.model.name, [request])
             if isinstance(decision, Decision):
                 self._send(stream, group, decision)
-            elif refusal is None or not stream.untouched:
-                now = time.monotonic()
-                self._homeless.update((seq, now) for seq in group)
-            else:
+            elif final:
                 for seq in group:
                     stream.end(seq, refusal)
                     self._over(seq)
+            else:
+                now = time.monotonic()
+                self._homeless.update((seq, now) for seq in group)
 
     # ---------------------------------------------------------------- tokens
 
-    def _on_frame(self, frame: FromEngine) -> None:
-        message, engine = frame.message, self._engines.get(frame.replica)
-        if engine is not None and engine.info.epoch == frame.epoch:
-            engine.heard(time.monotonic())
-        forgotten = isinstance(message, StepOutput) and message.step == FORGOTTEN
-        if not self._numbers.complete((frame.replica, frame.epoch), frame.number) or forgotten:
-            self._send_again(frame.replica, frame.epoch)
+    def _on_message(self, message: ToIngress) -> None:
         if isinstance(message, StepOutput):
             self._take(message)
         elif isinstance(message, Done):
@@ -298,16 +294,10 @@ class Dispatcher:
         elif isinstance(message, Logs):
             set_logs(message.change)
 
-    def _send_again(self, replica: str, epoch: int) -> None:
-        """Something was lost between here and a replica: what it has of this ingress begins anew, there or elsewhere."""
-        engine = self._engines.get(replica)
-        if engine is None or engine.info.epoch != epoch:
-            return
-        why = "is silent" if engine.silent else "has missed messages, or this ingress has"
-        log.warning("replica %s %s; what it had is sent again", replica, why)
-        mine = [seq for seq in self._live.values() if seq.placement.replica == replica]
+    def _begin_anew(self, engine: Engine) -> None:
+        """What a replica has of this ingress begins anew, there or elsewhere."""
+        mine = self._accepted_by(engine.info.replica)
         engine.connection.send(Abort(self.name, [seq.uid for seq in mine]))
-        engine.give_up(Done(0, False, "the connection to the replica broke"))
         self._move(mine)
 
     def _take(self, message: StepOutput) -> None:
@@ -329,7 +319,7 @@ class Dispatcher:
             if output.finish is not None:
                 self._detach(seq)
                 self._over(seq)
-        engine = self._engines.get(message.replica)
+        engine = self._fleet.engines.get(message.replica)
         if engine is None:
             return
         if message.load is not None:
@@ -338,9 +328,9 @@ class Dispatcher:
             self._move(refused, self._final_refusal(engine, finish))
 
     def _final_refusal(self, engine: Engine, finish: Finish) -> Finish:
-        """What a client hears if every replica refuses: a full queue is its problem (429), a stopping replica is ours (503)."""
+        """What a client hears if every replica refuses because its queue is full. A stopping replica's refusal (503) is not told."""
         draining = any(i.draining for i in self.mirror.replicas(engine.info.model) if i.replica == engine.info.replica)
-        return finish if draining else Finish("abort", message=finish.message, status=429)
+        return finish if draining else Finish("abort", message=finish.message, status=429, retry_after=finish.retry_after)
 
     def _detach(self, seq: LiveSequence) -> None:
         """It is no longer at its replica."""
@@ -371,39 +361,23 @@ class Dispatcher:
             self._detach(seq)
             self._over(seq)
         for replica, uids in by_replica.items():
-            if (engine := self._engines.get(replica)) is not None:
-                engine.connection.send(Abort(self.name, uids))
+            self._fleet.send(replica, Abort(self.name, uids))
 
     # ---------------------------------------------------------------- upkeep
 
-    def _engines_of(self, model: str | None) -> list[Engine]:
-        """Those of one model, or all."""
-        return [engine for engine in self._engines.values() if model in (None, engine.info.model)]
-
     async def _look_after(self) -> None:
-        """Tell the engines that this ingress is there; give up on streams that found no replica for too long."""
-        greeted = now = time.monotonic()
+        """Of replicas, and of streams that have found none."""
         while True:
-            due = now + REHOME_EVERY_S
             await asyncio.sleep(REHOME_EVERY_S)
-            now = time.monotonic()
-            for engine in list(self._engines.values()):
-                if now > due + LATE_S:
-                    engine.heard_at = now
-                elif engine.falls_silent(now):
-                    self._send_again(engine.info.replica, engine.info.epoch)
-            if now - greeted >= HELLO_EVERY_S:
-                greeted = now
-                for engine in self._engines.values():
-                    engine.connection.send(self._hello)
-            self._rehome(now)
+            self._fleet.look_after(REHOME_EVERY_S)
+            self._rehome(time.monotonic())
 
     def _rehome(self, now: float) -> None:
         since, self._homeless = self._homeless, {}
         waiting = []
         for seq, lost_at in since.items():
-            if now - lost_at > (COLD_START_S if seq.stream.model.name in self.wakers else HOMELESS_S):
-                seq.stream.end(seq, Finish("error", message="its replica died and no other came up", status=503))
+            if now - lost_at > self._patience_s(seq.stream):
+                seq.stream.end(seq, Finish("error", message="no replica came up to take it", status=503))
                 self._over(seq)
             else:
                 seq.refused_by.clear()
@@ -413,3 +387,8 @@ class Dispatcher:
             self._homeless[seq] = since[seq]
             if (wake := self.wakers.get(seq.stream.model.name)) is not None:
                 wake()
+
+    def _patience_s(self, stream: Stream) -> float:
+        if stream.model.name in self.wakers:
+            return COLD_START_S
+        return HELD_S if stream.untouched and not stream.accepted else HOMELESS_S

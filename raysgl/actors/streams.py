@@ -61,6 +61,8 @@ class Stream:
         self.first_segment = first_segment
         self.sequences = [LiveSequence(self, i) for i in range(sampling.n)]
         self.came_at = time.monotonic()
+        self.accepted = False
+        """A replica had it, and lost it: it is not refused any more because queues are full."""
         self._on_abort = on_abort
         self._news: list[tuple[int, SequenceOutput]] = []
         self._waiter: asyncio.Future[None] | None = None

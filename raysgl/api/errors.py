@@ -92,7 +92,7 @@ def from_engine(finish: Finish, constraint_field: str | None = None) -> ApiError
     """An engine's refusal or failure. `constraint_field`: what the request calls its constraint."""
     status, message = finish.status, finish.message
     if status == 429:
-        return queue_full(QueueFull(message, 1.0))
+        return queue_full(QueueFull(message, finish.retry_after or 1.0))
     if status == 503:
         return unavailable(message)
     if 400 <= status < 500:

@@ -48,6 +48,7 @@ def sequences(
             page_hashes=submit.page_hashes,
             extra_key=submit.extra_key,
             priority=submit.priority,
+            accepted=submit.accepted,
             arrival=next(arrivals),
             added_at=now,
             turn=turn_of(now - submit.waited_s, submit.priority),

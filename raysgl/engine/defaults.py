@@ -84,6 +84,7 @@ def scheduler_config(
         conservativeness=config.schedule_conservativeness,
         radix_cache=not config.disable_radix_cache,
         group_prefixes=limits.group_prefixes,
+        max_queue_seconds=config.max_queue_seconds,
     )
 
 

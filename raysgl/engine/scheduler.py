@@ -12,6 +12,7 @@ stands on counts, never on the ids of tokens still to come.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from raysgl.engine.kv_pages import KVPages
 from raysgl.engine.outputs import Outputs, add_prompt_logprobs
 from raysgl.engine.plan import StepResult
 from raysgl.engine.plan_builder import PlanBuilder, Step
+from raysgl.engine.queue_limit import QueueLimit
 from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
@@ -40,6 +42,7 @@ class SchedulerConfig:
     """`step_tokens` is the most that one step computes; 0 means prompts are never chunked.
 
     `eos_token_ids` end a sequence unless it ignores them. `group_prefixes`: tell the runner which rows share a prefix.
+    `max_queue_seconds`: requests that would wait longer are refused.
     """
 
     page_size: int
@@ -53,6 +56,7 @@ class SchedulerConfig:
     conservativeness: float = 1.0
     radix_cache: bool = True
     group_prefixes: bool = False
+    max_queue_seconds: float = math.inf
 
 
 class Scheduler:
@@ -71,6 +75,7 @@ class Scheduler:
         self.pool, self.tree = self.pages.pool, self.pages.tree
         self.waiting = WaitingQueue(config.policy)
         self.running: list[Sequence] = []  # in order of admission
+        self.limit = QueueLimit(self.waiting, config.max_queued, config.max_queue_seconds)
         self.estimator = OutputLengthEstimator(config.conservativeness)
         self.stats = Load(total_pages=config.num_pages, max_running=config.max_running)
         self._sequences: dict[tuple[str, int], Sequence] = {}
@@ -86,7 +91,10 @@ class Scheduler:
     def add(self, submit: Submit) -> None:
         """Queue a request's sequences. One that can never run is answered at once."""
         config, pool_tokens = self.config, self.config.num_pages * self.config.page_size
-        finish = refusal(submit, config.context_length, pool_tokens, self.guides.grammars is not None) or self._full(submit)
+        finish = refusal(submit, config.context_length, pool_tokens, self.guides.grammars is not None)
+        if finish is None:
+            places = max(0, config.max_running - len(self.running))
+            finish = self.limit.refusal(submit, self._num_waiting, places, self._clock())
         if finish is not None:
             for uid in range(submit.uid, submit.uid + submit.sampling.n):
                 self.outputs.finish(submit.ingress, uid, finish)
@@ -104,14 +112,6 @@ class Scheduler:
             else:
                 seq.status = Status.COMPILING
                 self.guides.start(seq)
-
-    def _full(self, submit: Submit) -> Finish | None:
-        """A refusal if too many wait already. Never of a request that has had tokens: it has been accepted."""
-        if submit.output_ids:
-            return None
-        if self._num_waiting + submit.sampling.n > self.config.max_queued + max(0, self.config.max_running - len(self.running)):
-            return Finish("abort", message=f"{self._num_waiting} requests are waiting already", status=503)
-        return None
 
     def abort(self, ingress: str, uids: list[int]) -> None:
         """Forget sequences, whatever they are doing; their pages are free when this returns."""
@@ -157,9 +157,15 @@ class Scheduler:
         builder = PlanBuilder()
         self._plan_decodes(builder)
         self._plan_prefills(builder)
-        if len(self.waiting):
+        waiting, tokens = len(self.waiting), self.waiting.tokens
+        if waiting:
             self._admit(builder)
         self.pages.planned()
+        left = len(self.waiting)
+        self.limit.time.planned(self._clock(), waiting - left, tokens - self.waiting.tokens, left > 0)
+        for seq, finish in self.limit.shed():
+            self.outputs.of(seq).finish = finish
+            self._leave(seq)
         if not builder.rows:
             return None
         self._steps += 1
@@ -359,6 +365,7 @@ class Scheduler:
             grammars = self.guides.grammars.stats
             stats.grammars_compiled, stats.grammars_refused = grammars.compiled, grammars.refused
             stats.grammar_hits, stats.grammar_seconds = grammars.hits, grammars.seconds
+        stats.queue_seconds, stats.full = self.limit.seconds, self.limit.full
         stats.queued_tokens = self.waiting.tokens + sum(seq.remaining_prompt for seq in self.running)
         stats.free_pages = self.pool.available
         stats.cached_pages = self.tree.evictable_pages

@@ -52,6 +52,7 @@ class Sequence:
     page_hashes: list[int]
     extra_key: str = ""
     priority: int = 0
+    accepted: bool = False
     arrival: int = 0
     turn: float = 0.0
     """Its place in the queue; see `raysgl.engine.waiting.turn_of`."""

@@ -58,6 +58,17 @@ class WaitingQueue:
         """It was admitted, aborted, or finished while waiting."""
         self.tokens -= self._items.pop(seq)
 
+    def ahead(self, turn: float) -> tuple[int, int]:
+        """How many sequences, and tokens of them, have their turn before this one."""
+        if self._sorted and turn >= self._last[0]:
+            return len(self._items), self.tokens
+        tokens = [count for seq, count in self._items.items() if seq.turn <= turn]
+        return len(tokens), sum(tokens)
+
+    def last_first(self) -> list[Sequence]:
+        """All, in the reverse order of their turns."""
+        return sorted(self._items, key=_place, reverse=True)
+
     def candidates(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
         """Sequences in the order to try them; the caller may remove the one it was given."""
         if not self._sorted:

@@ -57,6 +57,7 @@ class Board:
         self.page_size = np.array([info.page_size for info in self.infos], dtype=np.float64)
         self.able = np.array([not info.draining for info in self.infos], dtype=bool)
         self.all_able = bool(self.able.all())
+        self.full = np.zeros(count, dtype=bool)
         self._measured = np.zeros(count)
         self._per_token = np.zeros(count)
         self._queued = np.zeros(count)
@@ -94,8 +95,7 @@ class Board:
         if over > 0:
             fixed += over * EXPECTED_OUTPUT * per_decode
         # A place to run is taken even where nobody may wait.
-        if not (waiting < self.infos[row].max_queued or (waiting == 0 and over <= 0)):
-            fixed = math.inf
+        self.full[row] = load.full or not (waiting < self.infos[row].max_queued or (waiting == 0 and over <= 0))
         room = (load.free_pages + load.cached_pages) * page_size - queued if load.total_pages else math.inf
         self._all_requests += running + waiting - self._requests[row]
         self._requests[row] = running + waiting
@@ -121,7 +121,7 @@ class Board:
     def costs(
         self, num_tokens: int, sequences: int, hit_pages: np.ndarray | None, coming_pages: np.ndarray | None
     ) -> np.ndarray:
-        """Seconds, [replicas] float64; inf where the queue is full. Replicas that are not `able` are not treated specially.
+        """Seconds, [replicas] float64. Replicas that are not `able`, or `full`, are not treated specially.
 
         hit_pages: pages cached or about to be; coming_pages: those of them that are only about to be. None: none anywhere.
         """
@@ -149,6 +149,8 @@ class Board:
         return cost
 
     def queue_seconds(self, row: int) -> float:
-        """How long until all that waits at a replica now has got its turn."""
+        """How long until all that waits at a replica now has got its turn: as it has found itself, or else by rates."""
+        if measured := self.books[row].load.queue_seconds:
+            return measured
         waiting = self.books[row].occupancy()[1]
         return max(self._queued[row] * self._per_token[row], waiting * EXPECTED_OUTPUT * self._per_decode[row])

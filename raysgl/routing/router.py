@@ -40,7 +40,8 @@ FEW_BITS = 6
 class RouteRequest:
     """A prompt to place. hashes: its page hashes. num_tokens: of the prompt. sequences: `n`. session: an affinity key or "".
 
-    exclude: replicas not to use, such as one that just refused or lost this request.
+    exclude: replicas not to use, such as one that just refused or lost this request. accepted: queues that are full for
+    others are no reason to refuse it.
     """
 
     hashes: Sequence[int]
@@ -48,6 +49,7 @@ class RouteRequest:
     sequences: int = 1
     session: str = ""
     exclude: frozenset[str] = frozenset()
+    accepted: bool = False
 
 
 @dataclass(slots=True)
@@ -235,6 +237,8 @@ class Router:
             costs = np.where(able, costs, np.inf)
         else:
             able = board.able
+        if not request.accepted:
+            costs = np.where(board.full, np.inf, costs)
         best = costs.min(initial=math.inf)
         if best == math.inf:
             return Refusal("full", self._retry_after(board, able)) if able.any() else Refusal("none", 1.0)

@@ -116,7 +116,7 @@ class LocalCluster:
                 await pump
         for dispatcher in self.dispatchers:
             dispatcher.close()
-            dispatcher._transport.close()
+            dispatcher._fleet._transport.close()
         for engine in self.engines.values():
             await asyncio.to_thread(engine.stop)
 

@@ -83,13 +83,33 @@ async def test_a_stream_whose_only_replica_dies_goes_on_when_another_comes(clust
     reading = Reading()
     await reading.read(stream, until=lambda: len(reading.tokens[0]) > 3)
     kill(dispatcher, engine)
-    with pytest.raises(Unavailable):
-        await ask(dispatcher, prompt(3))
-    assert not dispatcher.ready() and dispatcher.num_live() == 1
+    new = await ask(dispatcher, prompt(3), request_id="new")
+    assert not dispatcher.ready() and dispatcher.num_live() == 2
     cluster.add_engine("b")
     await reading.read(stream)
     assert reading.tokens == [expected(prompt(2), 30)]
+    assert (await Reading().read(new)).tokens == [expected(prompt(3), 8)]
     assert dispatcher.ready()
+
+
+async def test_before_there_was_any_replica_nobody_waits_for_one(cluster):
+    dispatcher = await cluster.add_ingress()
+    with pytest.raises(Unavailable):
+        await ask(dispatcher, prompt(1))
+
+
+async def test_a_new_request_waits_only_so_long_for_a_replica(cluster, monkeypatch):
+    engine = cluster.add_engine("a")
+    dispatcher = await cluster.add_ingress()
+    dispatcher.lost(engine.info)
+    monkeypatch.setattr("raysgl.actors.dispatcher.HELD_S", 0.1)
+    monkeypatch.setattr("raysgl.actors.dispatcher.MOST_HELD", 2)
+    held = [await ask(dispatcher, prompt(i), request_id=str(i)) for i in range(2)]
+    with pytest.raises(Unavailable):
+        await ask(dispatcher, prompt(2))
+    for stream in held:
+        assert (await Reading().read(stream)).finish[0].status == 503
+    assert dispatcher.num_live() == 0
 
 
 async def test_an_abort_frees_the_replica(cluster):
@@ -140,18 +160,32 @@ async def test_a_draining_replica_is_left_alone(cluster):
     assert cluster.engines["a"].runner.computed_tokens == 0
 
 
-async def test_when_all_drain_the_client_hears_503(cluster):
+async def test_when_all_drain_a_request_waits_for_the_next_replica(cluster):
     engine = cluster.add_engine("a")
     dispatcher = await cluster.add_ingress()
     engine.service.drain()
+    stream = await ask(dispatcher, prompt(1))
     with cluster.lock:
         cluster.state.set_draining("a", 1)
-    reading = Reading()
-    try:
-        reading = await reading.read(await ask(dispatcher, prompt(1)))
-    except Unavailable:
-        return  # the mirror had heard already
-    assert reading.finish[0].status in (429, 503)
+    await settled(lambda: dispatcher._homeless)
+    cluster.add_engine("b")
+    assert (await Reading().read(stream)).tokens == [expected(prompt(1), 8)]
+
+
+async def test_what_a_dead_replica_had_accepted_gets_in_where_queues_are_full(cluster):
+    """Waiting sequences too, which have had no token yet."""
+    for name in "ab":
+        cluster.add_engine(name, max_running=2, max_queued=2, step_s=0.002)
+    dispatcher = await cluster.add_ingress()
+    streams = []
+    with pytest.raises(QueueFull):
+        for i in range(50):
+            streams.append(await ask(dispatcher, prompt(i), max_new=400, request_id=str(i)))
+            await asyncio.sleep(0.02)
+    assert len(streams) >= 6
+    kill(dispatcher, cluster.engines["a"])
+    for i, stream in enumerate(streams):
+        assert (await Reading().read(stream)).tokens == [expected(prompt(i), 400)]
 
 
 async def test_full_queues_are_refused(cluster):
@@ -189,7 +223,7 @@ async def test_an_ingress_taken_for_gone_gets_its_streams_back(cluster):
     outbox._peers["i"].heard_at -= 100
     outbox._look_after_peers()  # in this thread; the outbox's own may run meanwhile, which only repeats what is done here
     await settled(lambda: not engine.service.scheduler.running)
-    dispatcher._engines["a"].connection.send(dispatcher._hello)
+    dispatcher._fleet.engines["a"].connection.send(dispatcher._fleet._hello)
     await reading.read(stream)
     assert reading.tokens == [expected(prompt(4), 60)]
 
@@ -234,7 +268,7 @@ async def test_requests_that_a_broken_connection_lost_are_sent_again(cluster, me
     """Where the lost frame was the first, which has the hello, the engine learns where to complain from the next hello."""
     engine = cluster.add_engine("a", step_s=0.002)
     dispatcher = await cluster.add_ingress()
-    connection = dispatcher._engines["a"].connection
+    connection = dispatcher._fleet.engines["a"].connection
     await settled(lambda: "i" in engine.service.outbox._peers)
     if not met:
         del engine.service.outbox._peers["i"]
@@ -259,9 +293,9 @@ async def test_streams_of_a_replica_that_falls_silent_move_and_it_is_used_again_
         dispatcher.suspect(silent.info)
     await reading.read(stream)
     assert reading.tokens == [expected(prompt(1), 40)]
-    assert not dispatcher._hears(silent.info.replica) and dispatcher.available(MODEL)
+    assert not dispatcher._fleet.hears(silent.info.replica) and dispatcher.available(MODEL)
     wake()
-    await settled(lambda: dispatcher._hears(silent.info.replica))
+    await settled(lambda: dispatcher._fleet.hears(silent.info.replica))
     await settled(lambda: silent.service.loop.idle)
     streams = await asyncio.gather(*(ask(dispatcher, prompt(i), request_id=str(i)) for i in range(2, 10)))
     for i, stream in enumerate(streams, 2):

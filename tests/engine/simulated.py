@@ -169,6 +169,7 @@ class Engine:
                 priority=priority,
                 output_ids=pack_ids(list(sent)),
                 waited_s=waited_s,
+                accepted=bool(sent),
             )
         )
 
