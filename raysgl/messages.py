@@ -138,7 +138,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 class Finish(msgspec.Struct, array_like=True):
     """Why a sequence ended. `matched` is the stop token id. `abort` and `error` carry a `message` and `status`
-    (an HTTP status: 503 is retryable elsewhere), and `param`, the sampling parameter at fault, where it is one."""
+    (an HTTP status; 503, the replica is stopping, and 429, its queue is full, are retryable elsewhere), and `param`, the sampling parameter at fault, where it is one."""
 
     reason: FinishReason
     matched: int | None = None
@@ -148,7 +148,7 @@ class Finish(msgspec.Struct, array_like=True):
     """How often the sequence had to give its memory back and start over."""
     param: str = ""
     retry_after: float = 0.0
-    """With status 503 or 429: in how many seconds trying again makes sense."""
+    """With status 429: in how many seconds trying again makes sense."""
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):

@@ -43,6 +43,8 @@ from raysgl.sampling.params import SamplingParams
 
 log = logging.getLogger(__name__)
 
+REFUSED = (429, 503)
+"""An engine's refusals that another need not share: its queue is full, it is stopping."""
 HOMELESS_S = 120.0
 """How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
 HELD_S = 30.0
@@ -307,7 +309,7 @@ class Dispatcher:
             seq = self._live.get(output.uid)
             if seq is None:
                 continue  # aborted, or moved away meanwhile
-            if output.finish is not None and output.finish.status == 503:
+            if output.finish is not None and output.finish.status in REFUSED:
                 seq.refused_by.add(message.replica)
                 refused.append(seq)
                 finish = output.finish
@@ -325,12 +327,7 @@ class Dispatcher:
         if message.load is not None:
             self.mirror.load(engine.info.model, message.replica, message.epoch, message.load, time.monotonic())
         if refused:
-            self._move(refused, self._final_refusal(engine, finish))
-
-    def _final_refusal(self, engine: Engine, finish: Finish) -> Finish:
-        """What a client hears if every replica refuses because its queue is full. A stopping replica's refusal (503) is not told."""
-        draining = any(i.draining for i in self.mirror.replicas(engine.info.model) if i.replica == engine.info.replica)
-        return finish if draining else Finish("abort", message=finish.message, status=429, retry_after=finish.retry_after)
+            self._move(refused, finish)
 
     def _detach(self, seq: LiveSequence) -> None:
         """It is no longer at its replica."""

@@ -89,4 +89,4 @@ class QueueLimit:
 
 def _too_many(message: str, wait: float) -> Finish:
     """A refusal that another replica, or the same one later, may not repeat. wait: of the queue, in seconds."""
-    return Finish("abort", message=message, status=503, retry_after=wait / 2)
+    return Finish("abort", message=message, status=429, retry_after=wait / 2)

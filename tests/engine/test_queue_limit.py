@@ -30,7 +30,7 @@ class Server:
     def _emit(self, outputs):
         self.engine._emit(outputs)
         for output in outputs["i"]:
-            if output.finish is not None and output.finish.status == 503:
+            if output.finish is not None and output.finish.status == 429:
                 assert not output.token_ids and output.uid not in self.first
                 self.refused[output.uid] = output.finish.retry_after
                 continue
@@ -160,4 +160,4 @@ def test_several_sequences_of_one_request_are_refused_together():
     submit = Submit(5, "r", "i", b"\0" * 8, SamplingParams(max_new_tokens=4, n=4), [])
     server.engine.scheduler.add(submit)
     outputs = server.engine.scheduler.outputs.take()["i"]
-    assert [(output.uid, output.finish.status) for output in outputs] == [(uid, 503) for uid in range(5, 9)]
+    assert [(output.uid, output.finish.status) for output in outputs] == [(uid, 429) for uid in range(5, 9)]

@@ -126,7 +126,7 @@ def test_refusals_name_the_limits():
     assert engine.finish(1).status == 400 and "40" in engine.finish(1).message and "16" in engine.finish(1).message
     assert engine.finish(2).status == 400
     assert [engine.finish(uid).reason for uid in (3, 4, 5)] == ["length"] * 3
-    assert (engine.finish(6).reason, engine.finish(6).status) == ("abort", 503)
+    assert (engine.finish(6).reason, engine.finish(6).status) == ("abort", 429)
 
 
 def test_prompt_logprobs_cover_the_prompt_and_ignore_the_cache():
