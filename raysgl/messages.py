@@ -43,6 +43,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     `first_segment`: for models that read two texts as one, how many tokens belong to the first (0: there is one text).
     `waited_s`: seconds since the ingress was asked. A request that moves here keeps its place in the queue.
     `accepted`: another replica had taken it, so it is not refused because the queue is full.
+    `timeout_s`: seconds until nobody wants the answer any more; 0: never.
     """
 
     uid: int
@@ -57,6 +58,7 @@ class Submit(msgspec.Struct, array_like=True, tag=True):
     first_segment: int = 0
     waited_s: float = 0.0
     accepted: bool = False
+    timeout_s: float = 0.0
 
 
 class Abort(msgspec.Struct, array_like=True, tag=True):

@@ -55,6 +55,8 @@ COLD_START_S = 600.0
 """The same for a request whose model has been scaled to zero: a node may have to be added, and an image pulled."""
 MAX_REFUSALS = 3
 """So many replicas are asked to take a new request. Where they are flooded, asking all of them would be a flood of its own."""
+SHORTEST_S = 0.001
+"""A deadline that is over within this turn of the loop; 0 would mean that there is none."""
 REHOME_EVERY_S = 0.5
 
 
@@ -92,13 +94,16 @@ class Dispatcher:
         priority: int = 0,
         session: str = "",
         first_segment: int = 0,
+        timeout_s: float | None = None,
     ) -> Stream:
         if self.draining:
             raise Unavailable("the server is stopping")
         packed = pack_ids(input_ids)
         # Of a text that no page is kept of, no page can be found again.
         hashes = page_hashes(packed, model.page_size, extra_key) if model.pooling is None else []
-        stream = Stream(model, request_id, packed, sampling, hashes, extra_key, priority, session, self._abort, first_segment)
+        stream = Stream(
+            model, request_id, packed, sampling, hashes, extra_key, priority, session, self._abort, first_segment, timeout_s
+        )
         placed: asyncio.Future[None] = self._loop.create_future()
         arriving = self._arriving.setdefault(model.name, [])
         arriving.append((stream, placed))
@@ -109,6 +114,8 @@ class Dispatcher:
         except asyncio.CancelledError:
             stream.abort()
             raise
+        if timeout_s is not None:
+            stream.timer = self._loop.call_later(timeout_s, stream.expire)
         return stream
 
     def abort_request(self, request_id: str | None) -> int:
@@ -117,11 +124,7 @@ class Dispatcher:
         )
         aborted = 0
         for stream in list(streams):
-            live = [seq for seq in stream.sequences if not seq.finished]
-            stream.abort()
-            for seq in live:
-                stream.end(seq, Finish("abort", message="the request was aborted"))
-            aborted += bool(live)
+            aborted += bool(stream.cut(Finish("abort", message="the request was aborted")))
         for engine in self._fleet.of(None):
             engine.connection.send(AbortRequest(self.name, request_id))
         return aborted
@@ -242,7 +245,9 @@ class Dispatcher:
         for seq, uid in zip(sequences, uids):
             seq.uid, seq.placement = uid, placement
             self._live[uid] = seq
-        waited_s = time.monotonic() - stream.came_at
+        now = time.monotonic()
+        waited_s = now - stream.came_at
+        timeout_s = 0.0 if stream.deadline is None else max(stream.deadline - now, SHORTEST_S)
         for seq in sequences[:1] if whole else sequences:
             self._fleet.send(
                 decision.replica,
@@ -259,6 +264,7 @@ class Dispatcher:
                     stream.first_segment,
                     waited_s,
                     stream.accepted,
+                    timeout_s,
                 ),
             )
 
@@ -343,6 +349,8 @@ class Dispatcher:
         seq.finished = True
         stream = seq.stream
         if all(other.finished for other in stream.sequences):
+            if stream.timer is not None:
+                stream.timer.cancel()
             group = self._streams.get(stream.request_id)
             if group is not None:
                 group.discard(stream)

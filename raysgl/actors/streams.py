@@ -55,6 +55,7 @@ class Stream:
         session: str,
         on_abort: Callable[[list[LiveSequence]], None],
         first_segment: int = 0,
+        timeout_s: float | None = None,
     ):
         self.model, self.request_id, self.input_ids, self.sampling = model, request_id, input_ids, sampling
         self.page_hashes, self.extra_key, self.priority, self.session = page_hashes, extra_key, priority, session
@@ -63,6 +64,8 @@ class Stream:
         self.came_at = time.monotonic()
         self.accepted = False
         """A replica had it, and lost it: it is not refused any more because queues are full."""
+        self.deadline = None if timeout_s is None else self.came_at + timeout_s
+        self.timer: asyncio.TimerHandle | None = None
         self._on_abort = on_abort
         self._news: list[tuple[int, SequenceOutput]] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -86,6 +89,20 @@ class Stream:
             self._on_abort(live)
 
     # ---------------------------------------------------------------- the dispatcher's side
+
+    def expire(self) -> None:
+        """Its time is up: it ends with what it has, or with an error if that is nothing."""
+        status = 504 if self.untouched else 0
+        finish = Finish("abort", message="the request's time was up before its answer", status=status)
+        self.cut(finish)
+
+    def cut(self, finish: Finish) -> int:
+        """End what has not finished. Returns how many sequences that were."""
+        live = [seq for seq in self.sequences if not seq.finished]
+        self.abort()
+        for seq in live:
+            self.end(seq, finish)
+        return len(live)
 
     def deliver(self, seq: LiveSequence, output: SequenceOutput) -> None:
         """Hand an output to the reader, and remember its tokens in case the sequence must move."""

@@ -51,11 +51,12 @@ class Backend(Protocol):
         priority: int = 0,
         session: str = "",
         first_segment: int = 0,
+        timeout_s: float | None = None,
     ) -> OutputStream:
         """Start a prompt. Raises `QueueFull` or `Unavailable`. `sampling` is verified and complete (seed and max_new_tokens set).
 
         A model with `pooling` answers with one output that has `numbers`; `sampling` is then as it is made. `first_segment`: see
-        `Submit`.
+        `Submit`. After `timeout_s` its sequences are aborted: with status 504 if there has been no token, else with what they have.
         """
 
     def abort_request(self, request_id: str | None) -> int:

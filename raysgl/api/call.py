@@ -6,6 +6,7 @@ layers write to it what they learn; keys' limits, metrics, logs and traces read 
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raysgl.api.errors import bad_request, too_late
 from raysgl.api.keys import Key
 from raysgl.api.limits import Allowance
 
 if TYPE_CHECKING:
     from raysgl.api.generation import Job
+TIMEOUT_HEADER = "X-Request-Timeout"
+LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
 
 
 @dataclass(slots=True)
@@ -61,6 +65,26 @@ class Call:
     queued_s: float | None = None
     """How long the first sequence waited in the engine, in seconds; then, until its first token:"""
     prefill_s: float | None = None
+
+    def time_left(self) -> float | None:
+        """Seconds until the client wants no answer any more (X-Request-Timeout); None: it did not say. ApiError 400, or 504 if the time
+        is up already."""
+        given = self.headers.get(TIMEOUT_HEADER) if self.headers is not None else None
+        if given is None:
+            return None
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= LONGEST_TIMEOUT_S:
+            message = (
+                f"{TIMEOUT_HEADER} is {given[:40]!r}, but must be a number of seconds above 0, at most {LONGEST_TIMEOUT_S:.0f}"
+            )
+            raise bad_request(message, TIMEOUT_HEADER)
+        left = self.started_at + seconds - time.perf_counter()
+        if left <= 0:
+            raise too_late("the request's time was up before it could begin")
+        return left
 
     def begin(self, model: str, prompt_tokens: int, job: Job | None = None) -> None:
         """Prompts are ready to be computed. ApiError 429 if the key has not so many tokens left."""

@@ -83,6 +83,11 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, type="service_unavailable_error", code="unavailable", retry_after=1)
 
 
+def too_late(message: str) -> ApiError:
+    """504: the client's own deadline has passed."""
+    return ApiError(504, message, type="timeout_error", code="deadline_exceeded")
+
+
 def internal() -> ApiError:
     """500 without details: they are in the log."""
     return ApiError(500, "The server had an error while processing your request", type="server_error", code="internal_error")
@@ -95,6 +100,8 @@ def from_engine(finish: Finish, constraint_field: str | None = None) -> ApiError
         return queue_full(QueueFull(message, finish.retry_after or 1.0))
     if status == 503:
         return unavailable(message)
+    if status == 504:
+        return too_late(message)
     if 400 <= status < 500:
         if finish.param == "constraint" and constraint_field is not None:
             return ApiError(status, f"{constraint_field}: {message}", param=constraint_field, code="invalid_value")

@@ -63,6 +63,7 @@ class Generation:
         if len(job.prompts) * self.n > MAX_SEQUENCES:
             raise bad_request(f"{len(job.prompts)} prompts with n {self.n} are more than {MAX_SEQUENCES} sequences", "n")
         lengths = [len(prompt.input_ids) for prompt in job.prompts]
+        self._timeout_s = current().time_left()
         self._tally = Tally(stats, current(), lengths, self.n, job.arrived_at)
         self.usage = self._tally.usage
         self.prompt_logprobs: dict[int, list[TokenLogprob]] = {}
@@ -128,6 +129,7 @@ class Generation:
             extra_key=job.extra_key if prompt.extra_key is None else prompt.extra_key,
             priority=job.priority,
             session=job.session,
+            timeout_s=self._timeout_s,
         )
 
     async def _submit_all(self) -> None:

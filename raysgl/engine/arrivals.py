@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from raysgl.engine.sequence import Sequence
@@ -49,6 +50,7 @@ def sequences(
             extra_key=submit.extra_key,
             priority=submit.priority,
             accepted=submit.accepted,
+            deadline=now + submit.timeout_s if submit.timeout_s else math.inf,
             arrival=next(arrivals),
             added_at=now,
             turn=turn_of(now - submit.waited_s, submit.priority),

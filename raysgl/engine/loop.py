@@ -261,6 +261,7 @@ class EngineLoop:
         self.scheduler.process(step, pending.result())
         self._guide_next()
         self._rates.step(time.perf_counter(), step.num_prefill_tokens, step.num_decode_tokens)
+        self.scheduler.deadlines.prefill_rate = self._rates.prefill
         self.progress += 1
         self._expected = self._expected[1:]
 

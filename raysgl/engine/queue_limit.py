@@ -74,7 +74,8 @@ class QueueLimit:
         if waiting + submit.sampling.n > self._most + places:
             return _too_many(said, self.seconds)
         wait = self.time.wait(*self._waiting.ahead(turn_of(now - submit.waited_s, submit.priority)))
-        return _too_many(f"{said}, which takes {wait:.0f} s", wait) if wait > self._most_seconds else None
+        limit = min(self._most_seconds, submit.timeout_s or math.inf)
+        return _too_many(f"{said}, which takes {wait:.0f} s", wait) if wait > limit else None
 
     def shed(self) -> Iterator[tuple[Sequence, Finish]]:
         """Those that must go after all, last ones first; the caller takes each out of the queue."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from raysgl.cache.radix_tree import Match
 from raysgl.engine.arrivals import refusal, sequences
+from raysgl.engine.deadlines import Deadlines
 from raysgl.engine.estimate import OutputLengthEstimator
 from raysgl.engine.guides import Guides
 from raysgl.engine.kv_pages import KVPages
@@ -76,6 +77,7 @@ class Scheduler:
         self.waiting = WaitingQueue(config.policy)
         self.running: list[Sequence] = []  # in order of admission
         self.limit = QueueLimit(self.waiting, config.max_queued, config.max_queue_seconds)
+        self.deadlines = Deadlines(self._cached_tokens)
         self.estimator = OutputLengthEstimator(config.conservativeness)
         self.stats = Load(total_pages=config.num_pages, max_running=config.max_running)
         self._sequences: dict[tuple[str, int], Sequence] = {}
@@ -107,6 +109,7 @@ class Scheduler:
                 self.outputs.finish(seq.ingress, seq.uid, Finish("length"))
                 continue
             self._sequences[seq.key] = seq
+            self.deadlines.add(seq)
             if seq.sampling.constraint is None:
                 self.waiting.add(seq)
             else:
@@ -124,8 +127,7 @@ class Scheduler:
         """End all sequences of a request, or of all (None), but for those of the ingress that asks: it has seen to them itself."""
         for seq in list(self._sequences.values()):
             if seq.ingress != asking and request_id in (None, seq.request_id):
-                self.outputs.of(seq).finish = Finish("abort", message="the request was aborted")
-                self._leave(seq)
+                self._drop(seq, Finish("abort", message="the request was aborted"))
 
     def abort_ingress(self, ingress: str) -> None:
         """An ingress is gone, and with it everyone who waited for its sequences."""
@@ -154,6 +156,8 @@ class Scheduler:
         """Plan the next step, or None when there is nothing to run now."""
         if self.guides.compiling:
             self._take_in_grammars()
+        for seq in self.deadlines.missed(self._clock()):
+            self._drop(seq, Finish("abort", message="it waited until its deadline could not be met any more", status=504))
         builder = PlanBuilder()
         self._plan_decodes(builder)
         self._plan_prefills(builder)
@@ -164,8 +168,7 @@ class Scheduler:
         left = len(self.waiting)
         self.limit.time.planned(self._clock(), waiting - left, tokens - self.waiting.tokens, left > 0)
         for seq, finish in self.limit.shed():
-            self.outputs.of(seq).finish = finish
-            self._leave(seq)
+            self._drop(seq, finish)
         if not builder.rows:
             return None
         self._steps += 1
@@ -352,6 +355,11 @@ class Scheduler:
         finish.retractions = seq.retractions
         output.finish = finish
         self.estimator.record(seq.num_output)
+        self._leave(seq)
+
+    def _drop(self, seq: Sequence, finish: Finish) -> None:
+        """It ends, and says nothing about how long outputs are."""
+        self.outputs.of(seq).finish = finish
         self._leave(seq)
 
     # ---------------------------------------------------------------- looking in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -53,6 +54,8 @@ class Sequence:
     extra_key: str = ""
     priority: int = 0
     accepted: bool = False
+    deadline: float = math.inf
+    """By the same clock as `added_at`."""
     arrival: int = 0
     turn: float = 0.0
     """Its place in the queue; see `raysgl.engine.waiting.turn_of`."""

@@ -143,9 +143,9 @@ def stop_answering(dispatcher, engine):
     return wake
 
 
-def ask(dispatcher, prompt, max_new=8, request_id="r", **settings):
+def ask(dispatcher, prompt, max_new=8, request_id="r", timeout_s=None, **settings):
     sampling = SamplingParams(max_new_tokens=max_new, seed=settings.pop("seed", 0), **settings)
-    return dispatcher.submit(dispatcher.models[MODEL], request_id, prompt, sampling)
+    return dispatcher.submit(dispatcher.models[MODEL], request_id, prompt, sampling, timeout_s=timeout_s)
 
 
 class Reading:

@@ -300,3 +300,32 @@ async def test_streams_of_a_replica_that_falls_silent_move_and_it_is_used_again_
     streams = await asyncio.gather(*(ask(dispatcher, prompt(i), request_id=str(i)) for i in range(2, 10)))
     for i, stream in enumerate(streams, 2):
         assert (await Reading().read(stream)).tokens == [expected(prompt(i), 8)]
+
+
+async def test_a_deadline_ends_what_waits_with_504_and_what_runs_with_its_tokens(cluster):
+    engine = cluster.add_engine("a", max_running=1, step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    running = await ask(dispatcher, prompt(1), max_new=100_000, timeout_s=0.5)
+    await running.get()
+    waiting = await ask(dispatcher, prompt(2), timeout_s=0.2, n=2, request_id="w")
+    patient = await ask(dispatcher, prompt(3), timeout_s=60.0, request_id="p")
+    reading = await Reading(2).read(waiting)
+    assert [(finish.reason, finish.status) for finish in reading.finish] == [("abort", 504)] * 2
+    reading = await Reading().read(running)
+    assert (reading.finish[0].reason, reading.finish[0].status) == ("abort", 0)
+    assert len(reading.tokens[0]) > 3
+    assert (await Reading().read(patient)).tokens == [expected(prompt(3), 8)]
+    await settled(lambda: engine.service.loop.idle)
+    assert dispatcher.num_live() == 0 and not dispatcher._streams and patient.timer.cancelled()
+
+
+async def test_a_deadline_holds_where_no_engine_answers(cluster):
+    engine = cluster.add_engine("a", step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    hung = await ask(dispatcher, prompt(1), timeout_s=0.3)
+    stop_answering(dispatcher, engine)
+    assert (await Reading().read(hung)).finish[0].reason == "abort"
+    dispatcher.lost(engine.info)
+    homeless = await ask(dispatcher, prompt(2), timeout_s=0.1)
+    assert (await Reading().read(homeless)).finish[0].status == 504
+    assert dispatcher.num_live() == 0

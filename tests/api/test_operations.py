@@ -124,7 +124,7 @@ async def test_what_reaches_the_backend(server, model):
     assert (sampling.min_new_tokens, sampling.logit_bias, sampling.stop, sampling.stop_token_ids) == (2, {7: -1}, ("x",), (3,))
     assert (sampling.ignore_eos, sampling.seed) == (True, 5)
     assert sampling.max_new_tokens == 512 - 18
-    assert settings == {"extra_key": "k|s", "priority": 3, "session": "session"}
+    assert settings == {"extra_key": "k|s", "priority": 3, "session": "session", "timeout_s": None}
     await post(fake, "/v1/completions", {"prompt": "x"})
     assert fake.backend.last.sampling.max_new_tokens == 16
     assert fake.backend.last.sampling.seed is not None

@@ -156,7 +156,7 @@ class Engine:
         for output in outputs.get("i", []):
             self.outputs.setdefault(output.uid, []).append(output)
 
-    def submit(self, uid, prompt, max_new=8, sent=(), extra_key="", priority=0, waited_s=0.0, **sampling):
+    def submit(self, uid, prompt, max_new=8, sent=(), extra_key="", priority=0, waited_s=0.0, timeout_s=0.0, **sampling):
         self.inbox.append(
             Submit(
                 uid=uid,
@@ -169,6 +169,7 @@ class Engine:
                 priority=priority,
                 output_ids=pack_ids(list(sent)),
                 waited_s=waited_s,
+                timeout_s=timeout_s,
                 accepted=bool(sent),
             )
         )

@@ -18,6 +18,7 @@ ERROR_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
