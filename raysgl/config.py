@@ -70,7 +70,7 @@ class EngineConfig(Settings):
     device: Device = Field("auto", description="auto: cuda where the cluster has a GPU, else cpu")
     tp_size: int = Field(1, ge=1, description="tensor parallel shards of one replica")
     cpu_threads: int | None = Field(None, ge=1, description="torch threads of a shard on cpu; default: cores / tp_size")
-    attention_backend: Literal["auto", "flash_attn", "triton", "torch"] = Field(
+    attention_backend: Literal["auto", "flashinfer", "flash_attn", "triton", "torch"] = Field(
         "auto", description="auto: by device and what is installed"
     )
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = Field(
@@ -128,8 +128,10 @@ class EngineConfig(Settings):
             raise ValueError(f"load_format is gguf, but model_path {self.model_path!r} does not end in .gguf")
         if self.device == "cpu" and self.dtype == "float16":
             raise ValueError("dtype float16 needs device cuda; on cpu use float32 or bfloat16")
-        if self.kv_cache_dtype == "fp8_e4m3" and self.attention_backend == "flash_attn":
-            raise ValueError("kv_cache_dtype fp8_e4m3 is not for attention_backend flash_attn; set it to auto, triton or torch")
+        if self.kv_cache_dtype == "fp8_e4m3" and self.attention_backend in ("flash_attn", "flashinfer"):
+            raise ValueError(
+                f"kv_cache_dtype fp8_e4m3 is not for attention_backend {self.attention_backend}; set it to auto, triton or torch"
+            )
         if self.max_total_tokens is not None and self.max_total_tokens < 2 * self.page_size:
             raise ValueError(
                 f"max_total_tokens is {self.max_total_tokens}, but must hold two pages of page_size {self.page_size}"

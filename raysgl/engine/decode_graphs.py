@@ -21,7 +21,7 @@ import torch
 
 from raysgl.engine.slots import Slots
 from raysgl.kernels.argmax import argmax
-from raysgl.kernels.attention import AttentionBackend
+from raysgl.kernels.attention import AttentionBackend, GraphAttention, HostPlanned
 from raysgl.kernels.batch import ForwardBatch
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ CASCADE_FROM = 8
 @dataclass
 class Graph:
     """A captured step. inputs_CB: slots and positions, and with cascade attention each row's group and each group's shared pages
-    (B of them). It leaves `logits_BV` and `tokens_B` (the argmax)."""
+    (B of them). It leaves `logits_BV` and `tokens_B` (the argmax). planned: attention that must know the lengths before a replay."""
 
     graph: torch.cuda.CUDAGraph
     inputs_CB: torch.Tensor
     logits_BV: torch.Tensor
     tokens_B: torch.Tensor
+    planned: GraphAttention | None
 
 
 def capture(step: Callable[[], T], pool, device: torch.device) -> tuple[torch.cuda.CUDAGraph, T, Any]:
@@ -117,6 +118,8 @@ class DecodeGraphs:
             host[2, :rows], host[2, rows:] = groups_S, -1
             host[3, : len(shared_pages_J)], host[3, len(shared_pages_J) :] = shared_pages_J, 0
         graph.inputs_CB.copy_(pinned, non_blocking=True)
+        if graph.planned is not None:
+            graph.planned.prepare(host[1] + 1)
         graph.graph.replay()
         return graph
 
@@ -137,12 +140,16 @@ class DecodeGraphs:
         inputs[0] = self._slots.padding
         if cascade:
             inputs[2] = -1
-        graph, (logits, tokens), self.pool = capture(lambda: self._step(inputs), self.pool, self._device)
-        self._graphs[cascade][size] = Graph(graph, inputs, logits, tokens)
+        planned = None
+        if not cascade and isinstance(self._attention, HostPlanned):
+            planned = self._attention.for_graph(size)
+            planned.prepare(np.ones(size, dtype=np.int64))
+        attention = self._cascade if cascade else planned or self._attention
+        graph, (logits, tokens), self.pool = capture(lambda: self._step(inputs, attention), self.pool, self._device)
+        self._graphs[cascade][size] = Graph(graph, inputs, logits, tokens, planned)
 
-    def _step(self, inputs_CB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, inputs_CB: torch.Tensor, attention: AttentionBackend) -> tuple[torch.Tensor, torch.Tensor]:
         slots_B, positions_B = inputs_CB[0], inputs_CB[1]
-        attention: AttentionBackend = self._attention if len(inputs_CB) == 2 else self._cascade
         size, rows = self._slots.page_size, inputs_CB.shape[1]
         table_BP = self._slots.page_table_NW.index_select(0, slots_B)
         page_B = table_BP.gather(1, (positions_B // size).unsqueeze(1)).squeeze(1)
@@ -160,7 +167,7 @@ class DecodeGraphs:
             page_size=size,
         )
         attention.plan(batch)
-        if attention is self._cascade:
+        if len(inputs_CB) == 4:
             attention.plan_cascade(inputs_CB[2].int(), inputs_CB[3].int())
         logits_BV = self._model.logits(self._model(batch, attention))
         tokens_B = argmax(logits_BV)

@@ -24,7 +24,7 @@ from raysgl.engine.mixed_graphs import MixedGraphs
 from raysgl.engine.pending import LaunchedStep, StepOutputs
 from raysgl.engine.plan import SlotInit, StepPlan, ints
 from raysgl.engine.slots import Slots
-from raysgl.kernels.attention import FP8, KVCache, create_backend, page_bytes
+from raysgl.kernels.attention import FP8, HostPlanned, KVCache, create_backend, page_bytes
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.fused import triton_kernels
 from raysgl.messages import pack_ids
@@ -141,7 +141,8 @@ class ModelRunner:
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
-        if self._stream is not None and not config.disable_cuda_graph and self._attention.capturable:
+        graphs_of_decode = self._attention.capturable or isinstance(self._attention, HostPlanned)
+        if self._stream is not None and not config.disable_cuda_graph and graphs_of_decode:
             tell(0.0, "capturing CUDA graphs")
             cascade = None
             if limits.group_prefixes and set(hf.windows) == {None}:
@@ -149,7 +150,10 @@ class ModelRunner:
             self._graphs = DecodeGraphs(
                 self._model, self._attention, cascade, self._slots, limits.max_running, limits.context_length
             )
-            self._mixed = MixedGraphs(self._model, self._attention, self._slots, limits.max_running, limits.context_length)
+            small = self._attention
+            if not small.capturable:
+                small = create_backend("triton", self._cache, hf.num_heads // tp.size, hf.windows)
+            self._mixed = MixedGraphs(self._model, small, self._slots, limits.max_running, limits.context_length)
             before = torch.cuda.memory_reserved(self.device)
             more = f"{less}, or set disable_cuda_graph"
             with torch.cuda.stream(self._stream), memory.explaining("capturing CUDA graphs", more, self.device):

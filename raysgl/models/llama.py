@@ -132,7 +132,7 @@ class LlamaModel(nn.Module):
 
     def forward(self, batch: ForwardBatch, attention: AttentionBackend) -> torch.Tensor:
         rotary: Rotary
-        fused = triton_kernels(batch.positions_T.device, self.dtype) if attention.capturable else None
+        fused = triton_kernels(batch.positions_T.device, self.dtype) if attention.has_attend else None
         if fused is not None:
             rotary = fused.rotary_table(batch.positions_T, self.inv_freq, self.rope_scale)
         else:

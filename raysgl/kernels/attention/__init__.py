@@ -4,8 +4,26 @@ A backend writes the step's keys and values to the cache and attends. The runner
 calls `forward` once per layer. To add one: write a module with a class of the same constructor, add a line to `BACKENDS`.
 """
 
-from raysgl.kernels.attention.interface import AttentionBackend, AttentionLayer
+from raysgl.kernels.attention.interface import (
+    AttentionBackend,
+    AttentionLayer,
+    GraphAttention,
+    HostPlanned,
+    UnsupportedAttention,
+)
 from raysgl.kernels.attention.kv_cache import FP8, KVCache, page_bytes
 from raysgl.kernels.attention.registry import BACKENDS, choose_backend, create_backend
 
-__all__ = ["BACKENDS", "FP8", "AttentionBackend", "AttentionLayer", "KVCache", "choose_backend", "create_backend", "page_bytes"]
+__all__ = [
+    "BACKENDS",
+    "FP8",
+    "AttentionBackend",
+    "AttentionLayer",
+    "GraphAttention",
+    "HostPlanned",
+    "KVCache",
+    "UnsupportedAttention",
+    "choose_backend",
+    "create_backend",
+    "page_bytes",
+]

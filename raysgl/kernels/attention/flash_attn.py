@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from raysgl.kernels.attention.interface import AttentionLayer
+from raysgl.kernels.attention.interface import AttentionLayer, UnsupportedAttention
 from raysgl.kernels.attention.kv_cache import KVCache
 from raysgl.kernels.batch import ForwardBatch
 
@@ -42,35 +42,36 @@ def find_library() -> Path | None:
 
 @cache
 def load_library() -> None:
-    """Make `torch.ops._vllm_fa3_C` available. Raises RuntimeError if there is no library."""
+    """Make `torch.ops._vllm_fa3_C` available."""
     path = find_library()
-    if path is None:
-        raise RuntimeError(
-            "attention_backend flash_attn needs FlashAttention 3's kernels: install the vllm wheel (only vllm/vllm_flash_attn is used)"
-        )
     torch.ops.load_library(str(path))
     logger.info("flash attention: FA3 from %s", path)
 
 
-def usable(device: torch.device, head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether FA3 is there and takes this model on this device."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device)[0] == 9
-        and dtype == torch.bfloat16
-        and head_dim in (64, 128, 256)
-        and find_library() is not None
-    )
+def refuses(device: torch.device, head_dim: int, dtype: torch.dtype, quantised: bool) -> str | None:
+    """Why FA3 cannot serve such a model here, or None."""
+    if quantised:
+        return "does not take kv_cache_dtype fp8_e4m3; choose triton"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return "needs a GPU of compute capability 9 (Hopper)"
+    if dtype != torch.bfloat16:
+        return f"takes bfloat16, but the model's dtype is {str(dtype).removeprefix('torch.')}"
+    if head_dim not in (64, 128, 256):
+        return f"takes head dims 64, 128 and 256, but the model's is {head_dim}"
+    if find_library() is None:
+        return "needs FlashAttention 3's kernels: install the vllm wheel (only vllm/vllm_flash_attn is used)"
+    return None
 
 
 class FlashAttnBackend:
     """See `AttentionBackend`."""
 
+    has_attend = True
     capturable = True
 
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
-        if cache.quantised:
-            raise ValueError("kv_cache_dtype fp8_e4m3 is not for attention_backend flash_attn; choose triton")
+        if reason := refuses(cache.device, cache.head_dim, cache.dtype, cache.quantised):
+            raise UnsupportedAttention(f"attention_backend flash_attn {reason}")
         load_library()
         self.cache = cache
         self._num_heads = num_heads

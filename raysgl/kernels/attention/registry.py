@@ -1,4 +1,4 @@
-"""Backends by name."""
+"""Backends by name, and which one `auto` means."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ BACKENDS: dict[str, str] = {
     "torch": "raysgl.kernels.attention.torch_backend:TorchBackend",
     "triton": "raysgl.kernels.triton.backend:TritonBackend",
     "flash_attn": "raysgl.kernels.attention.flash_attn:FlashAttnBackend",
+    "flashinfer": "raysgl.kernels.attention.flash_infer:FlashInferBackend",
 }
 """name -> import path of a class with the constructor of `AttentionBackend`."""
 
@@ -25,7 +26,7 @@ def choose_backend(name: str, cache: KVCache) -> str:
     """The name of the backend that `name` (an EngineConfig.attention_backend) means for this cache on its device."""
     if name != "auto":
         return name
-    if not cache.quantised and flash_attn.usable(cache.device, cache.head_dim, cache.dtype):
+    if flash_attn.refuses(cache.device, cache.head_dim, cache.dtype, cache.quantised) is None:
         chosen = "flash_attn"
     elif triton_kernels(cache.device, cache.dtype):
         chosen = "triton"
@@ -36,7 +37,10 @@ def choose_backend(name: str, cache: KVCache) -> str:
 
 
 def create_backend(name: str, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)) -> AttentionBackend:
-    """Make a backend for this cache. `num_heads` are the rank's query heads. Raises ValueError for an unknown name."""
+    """Make a backend for this cache. `num_heads` are the rank's query heads.
+
+    Raises ValueError for an unknown name, `UnsupportedAttention` for a backend that cannot serve this cache here.
+    """
     chosen = choose_backend(name, cache)
     if chosen not in BACKENDS:
         raise ValueError(f"attention_backend is {chosen!r}, but must be auto or one of {', '.join(sorted(BACKENDS))}")

@@ -80,6 +80,7 @@ class PrefillRow:
 class TorchBackend:
     """See `AttentionBackend`."""
 
+    has_attend = False
     capturable = False
 
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from raysgl.kernels.attention.interface import AttentionLayer
+from raysgl.kernels.attention.interface import AttentionLayer, UnsupportedAttention
 from raysgl.kernels.attention.kv_cache import KVCache
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.triton.cascade import CascadePlan, cascade_decode, plan_cascade
@@ -17,11 +17,12 @@ from raysgl.kernels.triton.prefill import PrefillPlan, paged_prefill, plan_prefi
 class TritonBackend:
     """See `AttentionBackend`. All planning is on the device: a step of one shape may be captured in a CUDA graph."""
 
+    has_attend = True
     capturable = True
 
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
         if cache.quantised and cache.device.type == "cuda" and torch.cuda.get_device_capability(cache.device) < (8, 9):
-            raise ValueError(
+            raise UnsupportedAttention(
                 "kv_cache_dtype fp8_e4m3 needs a GPU of compute capability 8.9 or later with attention_backend triton"
             )
         self.cache = cache
