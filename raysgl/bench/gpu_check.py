@@ -18,6 +18,11 @@ PARTS: dict[str, tuple[tuple[str, ...], float]] = {
     "sampling": ((*KERNELS, "sampling", "--json", "{out}/sampling.json"), 120),
     "layers": ((*KERNELS, "layers", "--json", "{out}/layers.json"), 240),
     "tune": ((*KERNELS, "linears", "--tune", "--json", "{out}/tune.json", "--table", "{out}/linear_table.json"), 580),
+    "backends": (
+        (*KERNELS, "backends", "--json", "{out}/backends.json", "--attention-table", "{out}/attention_table.json"),
+        120,
+    ),
+    "tune_decode": ((*KERNELS, "attention", "--tune", "--json", "{out}/tune_decode.json"), 240),
     "attention": ((*KERNELS, "attention", "cascade", "--json", "{out}/attention.json"), 300),
     "rows": ((*KERNELS, "rows", "--json", "{out}/rows.json"), 120),
     "trace": (("-m", "raysgl.bench.trace", "--json", "{out}/trace.json"), 180),

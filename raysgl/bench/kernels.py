@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from raysgl.bench.kernels_attention import bench_attention, bench_cascade, make_pool, tune_attention
+from raysgl.bench.kernels_backends import attention_table, bench_backends
 from raysgl.bench.kernels_linear import bench_layers, bench_linears, table_text, tune_linears
 from raysgl.bench.kernels_rows import bench_rows, bench_sampling
 from raysgl.bench.kernels_timing import TINY, Bench, Sizes
@@ -27,6 +28,7 @@ from raysgl.kernels.triton import runtime
 PARTS: dict[str, Callable[[Bench, KVCache], None]] = {
     "layers": bench_layers,
     "linears": lambda bench, cache: bench_linears(bench),
+    "backends": bench_backends,
     "cascade": bench_cascade,
     "attention": bench_attention,
     "sampling": lambda bench, cache: bench_sampling(bench),
@@ -49,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="try configurations instead")
     parser.add_argument(
         "--table", type=Path, help="with --tune linears: add the winners to this file of raysgl/kernels/linear_tables"
+    )
+    parser.add_argument(
+        "--attention-table", type=Path, help="with backends: write the times to this file of raysgl/kernels/attention_tables"
     )
     parser.add_argument("--dependent-launch", action="store_true", help="with --tune: launch with PDL, and say so in the table")
     parser.add_argument("--tp-size", type=int, default=1, help="sizes of one of so many ranks")
@@ -89,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.table:
         before = options.table.read_text() if options.table.is_file() else None
         options.table.write_text(table_text(bench, options.dependent_launch, before))
+    if options.attention_table:
+        options.attention_table.write_text(attention_table(bench))
     return 1 if bench.failed else 0
 
 

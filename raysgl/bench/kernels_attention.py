@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from raysgl.bench.kernels_timing import Bench, Call, Sizes
-from raysgl.kernels.attention import AttentionLayer, KVCache
+from raysgl.bench.kernels_backends import candidates, planned
+from raysgl.bench.kernels_timing import Bench
+from raysgl.kernels.attention import AttentionBackend, AttentionLayer, KVCache
 from raysgl.kernels.attention.torch_backend import TorchBackend
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.triton.backend import TritonBackend
@@ -34,61 +32,14 @@ def make_batch(bench: Bench, query: int, lens: list[int], shared: tuple[int, int
     )  # fmt: skip
 
 
-def attention_backends(bench: Bench, cache: KVCache) -> dict[str, Callable[[ForwardBatch, torch.Tensor], Call]]:
-    """name -> a function that plans a batch and returns the call to time. Ours first."""
-    layer = AttentionLayer(0, bench.sizes.dim**-0.5)
-
-    def planned(backend: Any) -> Callable[[ForwardBatch, torch.Tensor], Call]:
-        def make(batch: ForwardBatch, q: torch.Tensor) -> Call:
-            made = backend(cache, bench.sizes.heads)
-            made.plan(batch)
-            return lambda: made.attend(q, layer)
-
-        return make
-
-    found = {"triton": planned(TritonBackend)}
-    if bench.device.type == "cuda" and not bench.tiny:
-        try:
-            from raysgl.kernels.attention.flash_attn import FlashAttnBackend
-
-            FlashAttnBackend(cache, bench.sizes.heads)
-            found["fa3"] = planned(FlashAttnBackend)
-        except Exception as error:  # noqa: BLE001 - whatever it lacks, the others go on
-            print(f"without FA3: {error}")
-        os.environ.setdefault("FLASHINFER_DISABLE_JIT", "1")
-        try:
-            import flashinfer
-
-            memory = torch.empty(128 << 20, dtype=torch.uint8, device=bench.device)
-            found["flashinfer"] = lambda batch, q: flashinfer_call(flashinfer, memory, cache, batch, q, bench.sizes)
-        except Exception as error:  # noqa: BLE001 - whatever it lacks, the others go on
-            print(f"without FlashInfer: {error}")
-    return found
-
-
-def flashinfer_call(
-    flashinfer: Any, memory: torch.Tensor, cache: KVCache, batch: ForwardBatch, q: torch.Tensor, sizes: Sizes
-) -> Call:
-    counts = (batch.kv_lens_S + sizes.page_size - 1) // sizes.page_size
-    starts = F.pad(counts.cumsum(0), (1, 0)).int()
-    inside = torch.arange(batch.page_table_SP.shape[1], device=counts.device) < counts[:, None]
-    pages, last = batch.page_table_SP[inside], (batch.kv_lens_S - 1) % sizes.page_size + 1
-    # A workspace of its own for each plan that one graph uses.
-    own, shape = torch.empty_like(memory), (sizes.heads, sizes.kv_heads, sizes.dim)
-    if batch.num_decode:
-        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(own, "NHD", use_tensor_cores=True)
-        wrapper.plan(starts, pages, last, *shape, sizes.page_size, q_data_type=q.dtype, kv_data_type=q.dtype)
-    else:
-        query_starts = F.pad(batch.query_lens_S.cumsum(0), (1, 0)).int()
-        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(own, "NHD")
-        wrapper.plan(
-            query_starts, starts, pages, last, *shape, sizes.page_size, causal=True, q_data_type=q.dtype, kv_data_type=q.dtype
-        )
-    return lambda: wrapper.run(q, (cache.data[0, 0], cache.data[0, 1]))
-
-
 def time_attention(
-    bench: Bench, what: str, cache: KVCache, batches: list[ForwardBatch], num_bytes: float, flops: float
+    bench: Bench,
+    what: str,
+    cache: KVCache,
+    makers: dict[str, Callable[[], AttentionBackend]],
+    batches: list[ForwardBatch],
+    num_bytes: float,
+    flops: float,
 ) -> None:
     sizes = bench.sizes
     q = bench.random(sum(batches[0].query_lens), sizes.heads, sizes.dim)
@@ -100,9 +51,9 @@ def time_attention(
     checked = num_bytes < 1e9 and batches[0].kv_lens != batches[0].query_lens
     want = reference.forward(q, k[0], k[1], layer) if checked else None
     times: dict[str, float] = {}
-    for name, make in attention_backends(bench, cache).items():
+    for name, make in makers.items():
         try:
-            calls = [make(batch, q) for batch in batches]
+            calls = [partial(planned(make(), batch).attend, q, layer) for batch in batches]  # type: ignore[attr-defined]
             out = calls[0]()
             want = out if want is None else want
             bench.check(f"{what} {name}", out, want)
@@ -123,19 +74,27 @@ def make_pool(bench: Bench) -> KVCache:
 
 def bench_attention(bench: Bench, cache: KVCache) -> None:
     sizes = bench.sizes
+    makers = candidates(bench, cache)
     token = 4 * sizes.kv_heads * sizes.dim
     print("\npaged decode, us a layer; TB/s of keys and values, ours / best")
     for rows, context in sizes.decode:
         num_bytes = rows * context * token
         batches = [make_batch(bench, 1, [context] * rows) for _ in range(bench.copies(num_bytes))]
-        time_attention(bench, f"decode {rows} x {context}", cache, batches, num_bytes, 0.0)
+        time_attention(bench, f"decode {rows} x {context}", cache, makers, batches, num_bytes, 0.0)
     ragged = [int(x) for x in torch.linspace(16, 2 * sizes.decode[-1][1], sizes.decode[-1][0] // 4 + 1)]
-    time_attention(bench, f"decode {len(ragged)} ragged", cache, [make_batch(bench, 1, ragged)], sum(ragged) * token, 0.0)
+    batches = [make_batch(bench, 1, ragged)]
+    time_attention(bench, f"decode {len(ragged)} ragged", cache, makers, batches, sum(ragged) * token, 0.0)
     print("\npaged prefill, us a layer")
     for rows, prefix, new in sizes.prefill:
         flops = 4.0 * rows * sizes.heads * sizes.dim * new * (prefix + new / 2)
         time_attention(
-            bench, f"prefill {rows} x {prefix}+{new}", cache, [make_batch(bench, new, [prefix + new] * rows)], 0.0, flops
+            bench,
+            f"prefill {rows} x {prefix}+{new}",
+            cache,
+            makers,
+            [make_batch(bench, new, [prefix + new] * rows)],
+            0.0,
+            flops,
         )
 
 
@@ -166,23 +125,32 @@ def tune_attention(bench: Bench, cache: KVCache) -> None:
     print("\npaged decode: the best tiles (keys, warps, stages), and fewest tokens of a split")
     sizes = bench.sizes
     tiles = [
-        Tile(*t) for t in ((64, 4, 2), (64, 4, 3), (64, 4, 4), (128, 4, 2), (128, 4, 3), (128, 8, 3), (32, 4, 4), (64, 8, 4))
-    ]
-    for rows, context in sizes.decode:
-        if rows not in (1, 64, 256, 512, 2) or context > 1024:
-            continue
+        Tile(*t)
+        for t in (
+            (64, 4, 2), (64, 4, 3), (64, 4, 4), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3),
+            (32, 4, 3), (32, 4, 4), (32, 4, 6), (32, 2, 4), (64, 2, 3), (64, 8, 3), (64, 8, 4),
+        )
+    ]  # fmt: skip
+    shapes = sizes.decode if bench.tiny else ((1, 256), (64, 1200), (128, 384), (256, 384), (256, 1152))
+    for rows, context in shapes:
         batches = [
-            make_batch(bench, 1, [context] * rows) for _ in range(bench.copies(rows * context * 4 * sizes.kv_heads * sizes.dim))
+            make_batch(bench, 1, [context] * rows)
+            for _ in range(min(8, bench.copies(rows * context * 4 * sizes.kv_heads * sizes.dim)))
         ]
         q = bench.random(rows, sizes.heads, sizes.dim)
         found: list[tuple[float, str]] = []
         for tile in tiles:
             for chunk, more in ((64, 1), (128, 1), (64, 2)):
+                if rows > 64 and (chunk, more) == (128, 1):
+                    continue  # nothing is split there
                 extra = more * fill(bench.device, sizes.kv_heads)
                 plan = plan_decode(batches[0].kv_lens_S, sizes.kv_heads, None, extra, chunk)
                 ours = partial(paged_decode, q, cache.data[0, 0], cache.data[0, 1], plan=plan, scale=0.09, tile=tile)
                 calls = [partial(ours, batch.page_table_SP) for batch in batches]
-                found.append((bench.time(calls), f"{tile} chunk={chunk} extra={extra}"))
-        for took, label in sorted(found)[:3]:
+                try:
+                    found.append((bench.time(calls), f"{tile} chunk={chunk} extra={extra}"))
+                except Exception as error:  # noqa: BLE001 - a tile that does not fit
+                    print(f"{tile}: {str(error)[:100]}")
+        for took, label in sorted(found)[:4]:
             print(f"decode {rows} x {context} {took:8.1f} us  {label}", flush=True)
         bench.figures.append({"tune": f"decode {rows} x {context}", "us": sorted(found)})

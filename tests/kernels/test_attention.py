@@ -65,7 +65,7 @@ def naive(q_NH, keys_BKH, values_BKH, position, scale, window, soft_cap):
     return torch.einsum("bn,bnh->nh", weights_BN, values)
 
 
-def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0):
+def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0, prepare=None):
     heads, kv_heads, dim, size, window, soft_cap = shape
     decode, prefill = mix
     torch.manual_seed(seed)
@@ -109,6 +109,8 @@ def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0):
     new_values = torch.cat([v[len(v) - c :] for v, c in zip(values, counts, strict=True)])
     layer = AttentionLayer(index=1, scale=dim**-0.5, window=window, soft_cap=soft_cap)
     attention = create_backend(backend, cache, heads, {None, window})
+    if prepare:
+        prepare(attention)
     attention.plan(batch)
     got = attention.forward(q_TNH, new_keys, new_values, layer)
     assert got.shape == q_TNH.shape
@@ -139,6 +141,17 @@ def test_equals_naive_attention(shape, mix, device):
 def test_gpu_backends_equal_naive_attention(backend, shape, mix):
     with skipping_what_is_unsupported():
         check(backend, shape, MIXES[mix], "cuda", torch.bfloat16, atol=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["apart", "side_by_side"])
+@pytest.mark.parametrize("window", [None, 50])
+def test_flash_attn_runs_decode_rows_and_prompts_apart(way, window):
+    def prepare(attention):
+        attention.mixed = way
+
+    with skipping_what_is_unsupported():
+        check("flash_attn", (8, 2, 128, 16, window, None), MIXES["everything"], "cuda", torch.bfloat16, 3e-2, prepare=prepare)
 
 
 TRITON_SHAPES = [
