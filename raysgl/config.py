@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 Device = Literal["auto", "cpu", "cuda"]
+AttentionName = Literal["auto", "flashinfer", "flash_attn", "triton", "torch"]
 MetricsNames = Literal["sglang", "vllm", "both"]
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 # The names of `raysgl.api.parsers`, which a leaf cannot import; a test compares them.
@@ -70,8 +71,14 @@ class EngineConfig(Settings):
     device: Device = Field("auto", description="auto: cuda where the cluster has a GPU, else cpu")
     tp_size: int = Field(1, ge=1, description="tensor parallel shards of one replica")
     cpu_threads: int | None = Field(None, ge=1, description="torch threads of a shard on cpu; default: cores / tp_size")
-    attention_backend: Literal["auto", "flashinfer", "flash_attn", "triton", "torch"] = Field(
-        "auto", description="auto: by device and what is installed"
+    attention_backend: AttentionName = Field(
+        "auto", description="auto: by what is installed, and measurements on this kind of GPU"
+    )
+    prefill_attention_backend: AttentionName | None = Field(
+        None, description="of steps with prompts in them; default: attention_backend"
+    )
+    decode_attention_backend: AttentionName | None = Field(
+        None, description="of steps of nothing but decode rows; default: attention_backend"
     )
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = Field(
         "auto",
@@ -128,10 +135,11 @@ class EngineConfig(Settings):
             raise ValueError(f"load_format is gguf, but model_path {self.model_path!r} does not end in .gguf")
         if self.device == "cpu" and self.dtype == "float16":
             raise ValueError("dtype float16 needs device cuda; on cpu use float32 or bfloat16")
-        if self.kv_cache_dtype == "fp8_e4m3" and self.attention_backend in ("flash_attn", "flashinfer"):
-            raise ValueError(
-                f"kv_cache_dtype fp8_e4m3 is not for attention_backend {self.attention_backend}; set it to auto, triton or torch"
-            )
+        for field in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+            if self.kv_cache_dtype == "fp8_e4m3" and getattr(self, field) in ("flash_attn", "flashinfer"):
+                raise ValueError(
+                    f"kv_cache_dtype fp8_e4m3 is not for {field} {getattr(self, field)}; set it to auto, triton or torch"
+                )
         if self.max_total_tokens is not None and self.max_total_tokens < 2 * self.page_size:
             raise ValueError(
                 f"max_total_tokens is {self.max_total_tokens}, but must hold two pages of page_size {self.page_size}"

@@ -59,6 +59,10 @@ def test_both_forms_of_a_file(tmp_path, document):
         ({"chunked_prefill_size": 0}, ["chunked_prefill_size is 0", "at least 1, or -1"]),
         ({"load_format": "gguf"}, ["load_format is gguf", "'some/model'"]),
         ({"max_total_tokens": 8}, ["max_total_tokens is 8", "page_size 16"]),
+        (
+            {"kv_cache_dtype": "fp8_e4m3", "decode_attention_backend": "flashinfer"},
+            ["decode_attention_backend flashinfer", "auto, triton or torch"],
+        ),
     ],
 )
 def test_bad_engine_settings_name_field_value_and_what_is_allowed(tmp_path, engine, said):

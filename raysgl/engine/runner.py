@@ -24,7 +24,7 @@ from raysgl.engine.mixed_graphs import MixedGraphs
 from raysgl.engine.pending import LaunchedStep, StepOutputs
 from raysgl.engine.plan import SlotInit, StepPlan, ints
 from raysgl.engine.slots import Slots
-from raysgl.kernels.attention import FP8, HostPlanned, KVCache, create_backend, page_bytes
+from raysgl.kernels.attention import FP8, HostPlanned, KVCache, StepAttention, create_attention, create_backend, page_bytes
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.fused import triton_kernels
 from raysgl.messages import pack_ids
@@ -92,8 +92,10 @@ class ModelRunner:
             heads = hf.kv_heads_per_rank(tp.size)
             return KVCache(hf.num_layers, num_pages, config.page_size, heads, hf.head_dim, dtype, self.device, quantised)
 
-        def new_attention(cache: KVCache):
-            return create_backend(config.attention_backend, cache, hf.num_heads // tp.size, hf.windows)
+        def new_attention(cache: KVCache) -> StepAttention:
+            prefill = config.prefill_attention_backend or config.attention_backend
+            decode = config.decode_attention_backend or config.attention_backend
+            return create_attention(prefill, decode, cache, hf.num_heads // tp.size, hf.windows)
 
         if tp.size > 1 and not config.disable_custom_all_reduce and triton_kernels(self.device, dtype):
             from raysgl.kernels.triton import all_reduce
@@ -127,6 +129,7 @@ class ModelRunner:
             for place, scale in self._model.kv_scales.items():
                 self._cache.scales[place] = scale
         self._attention = new_attention(self._cache)
+        log.info("attention backends: %s", self._attention.why)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
         self._settings = self._sampler.settings if self._sampler else SlotSettings(limits.max_running, hf.vocab_size)
@@ -141,16 +144,14 @@ class ModelRunner:
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
-        graphs_of_decode = self._attention.capturable or isinstance(self._attention, HostPlanned)
-        if self._stream is not None and not config.disable_cuda_graph and graphs_of_decode:
+        decode, small = self._attention.decode, self._attention.prefill
+        capturable = decode.capturable or isinstance(decode, HostPlanned)
+        if self._stream is not None and not config.disable_cuda_graph and capturable:
             tell(0.0, "capturing CUDA graphs")
             cascade = None
             if limits.group_prefixes and set(hf.windows) == {None}:
                 cascade = create_backend("triton", self._cache, hf.num_heads // tp.size)
-            self._graphs = DecodeGraphs(
-                self._model, self._attention, cascade, self._slots, limits.max_running, limits.context_length
-            )
-            small = self._attention
+            self._graphs = DecodeGraphs(self._model, decode, cascade, self._slots, limits.max_running, limits.context_length)
             if not small.capturable:
                 small = create_backend("triton", self._cache, hf.num_heads // tp.size, hf.windows)
             self._mixed = MixedGraphs(self._model, small, self._slots, limits.max_running, limits.context_length)

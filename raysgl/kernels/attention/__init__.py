@@ -12,7 +12,8 @@ from raysgl.kernels.attention.interface import (
     UnsupportedAttention,
 )
 from raysgl.kernels.attention.kv_cache import FP8, KVCache, page_bytes
-from raysgl.kernels.attention.registry import BACKENDS, choose_backend, create_backend
+from raysgl.kernels.attention.registry import BACKENDS, create_attention, create_backend
+from raysgl.kernels.attention.step import StepAttention
 
 __all__ = [
     "BACKENDS",
@@ -22,8 +23,9 @@ __all__ = [
     "GraphAttention",
     "HostPlanned",
     "KVCache",
+    "StepAttention",
     "UnsupportedAttention",
-    "choose_backend",
+    "create_attention",
     "create_backend",
     "page_bytes",
 ]

@@ -54,6 +54,31 @@ def refuses_model(head_dim: int, dtype: torch.dtype, quantised: bool) -> str | N
     return None
 
 
+def compiled(cache: KVCache, num_heads: int, windows: Iterable[int | None]) -> bool:
+    """Whether the kernels for such a model's layers are there, soft caps aside; else their first use compiles them, for minutes."""
+    dtype, dim = cache.dtype, cache.head_dim
+    try:
+        jit = importlib.import_module("flashinfer.jit")
+        # The variants that the wrappers use, which is no public knowledge (0.7.2).
+        modules = importlib.import_module("flashinfer.jit.attention.modules")
+        specs = []
+        for window in set(windows):
+            types = (dtype, dtype, dtype, torch.int32, dim, dim, 0, window is not None, False)
+            cores = modules._gen_batch_prefill_primary_module("fa2", *types, False)
+            hopper = torch.cuda.get_device_capability(cache.device)[0] == 9
+            specs.append(jit.gen_batch_prefill_module("fa3", *types, False) if hopper else cores)
+            specs.append(cores if on_tensor_cores(num_heads, cache.num_kv_heads) else jit.gen_batch_decode_module(*types))
+        return all(spec.is_compiled for spec in specs)
+    except Exception as error:  # noqa: BLE001 - another version of FlashInfer: who wants it can set it
+        logger.info("cannot tell whether flashinfer's kernels are compiled: %s", error)
+        return False
+
+
+def on_tensor_cores(num_heads: int, num_kv_heads: int) -> bool:
+    """Whether decode runs on tensor cores."""
+    return num_heads // num_kv_heads >= TENSOR_CORES_FROM
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a plan of FlashInfer's depends on besides the rows: layers of one kind share it."""
@@ -209,9 +234,8 @@ class FlashInferBackend:
         )
 
     def _new_decode(self, **fixed: Any) -> Any:
-        heads, kv_heads = self._shape[:2]
         return self._library.BatchDecodeWithPagedKVCacheWrapper(
-            self._decode_memory, "NHD", use_tensor_cores=heads // kv_heads >= TENSOR_CORES_FROM, **fixed
+            self._decode_memory, "NHD", use_tensor_cores=on_tensor_cores(*self._shape[:2]), **fixed
         )
 
     def _plan_decode(self, wrapper: Any, kind: Kind, rows: Rows) -> None:

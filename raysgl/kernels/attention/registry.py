@@ -1,17 +1,17 @@
-"""Backends by name, and which one `auto` means."""
+"""Backends by name, and which ones `auto` means."""
 
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
 
-from raysgl.kernels.attention import flash_attn
+from raysgl.kernels.attention import table
 from raysgl.kernels.attention.interface import AttentionBackend
 from raysgl.kernels.attention.kv_cache import KVCache
+from raysgl.kernels.attention.step import StepAttention
 from raysgl.kernels.fused import triton_kernels
-
-logger = logging.getLogger(__name__)
 
 BACKENDS: dict[str, str] = {
     "torch": "raysgl.kernels.attention.torch_backend:TorchBackend",
@@ -19,30 +19,85 @@ BACKENDS: dict[str, str] = {
     "flash_attn": "raysgl.kernels.attention.flash_attn:FlashAttnBackend",
     "flashinfer": "raysgl.kernels.attention.flash_infer:FlashInferBackend",
 }
-"""name -> import path of a class with the constructor of `AttentionBackend`."""
+"""name -> import path of a class with the constructor of `AttentionBackend`. On a GPU its module has `refuses`."""
+
+PREFERRED = ("flash_attn", "triton", "flashinfer")
+"""On a GPU that nobody has measured."""
 
 
-def choose_backend(name: str, cache: KVCache) -> str:
-    """The name of the backend that `name` (an EngineConfig.attention_backend) means for this cache on its device."""
+@dataclass(frozen=True)
+class Choice:
+    """way: `FlashAttnBackend.mixed`, "" for its default. why: for people."""
+
+    backend: str
+    way: str = ""
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.backend}{self.way and ' ' + self.way} ({self.why})"
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(BACKENDS[name].partition(":")[0])
+
+
+def choose(kind: str, name: str, cache: KVCache, num_heads: int, windows: Iterable[int | None]) -> Choice:
+    """What `name`, a setting of the EngineConfig, means for steps of this kind ("prefill" or "decode")."""
     if name != "auto":
-        return name
-    if flash_attn.refuses(cache.device, cache.head_dim, cache.dtype, cache.quantised) is None:
-        chosen = "flash_attn"
-    elif triton_kernels(cache.device, cache.dtype):
-        chosen = "triton"
-    else:
-        chosen = "torch"
-    logger.info("attention backend: %s (auto, on %s)", chosen, cache.device.type)
-    return chosen
+        return Choice(name, why="as set")
+    if triton_kernels(cache.device, cache.dtype) is None:
+        return Choice("torch", why=f"auto, on {cache.device.type} in {str(cache.dtype).removeprefix('torch.')}")
+    refused = {}
+    for candidate in PREFERRED:
+        if reason := _module(candidate).refuses(cache.device, cache.head_dim, cache.dtype, cache.quantised):
+            refused[candidate] = reason
+    measured = table.read(cache.device, cache.head_dim)
+    choice = _automatic(kind, refused, *measured)
+    if choice.backend == "flashinfer" and not _module("flashinfer").compiled(cache, num_heads, windows):
+        refused["flashinfer"] = "is not compiled for this model (set it, and it will be: that takes minutes)"
+        choice = _automatic(kind, refused, *measured)
+    return choice
 
 
-def create_backend(name: str, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)) -> AttentionBackend:
-    """Make a backend for this cache. `num_heads` are the rank's query heads.
+def _automatic(kind: str, refused: dict[str, str], measured: str, source: str) -> Choice:
+    """The fastest of those that do not refuse; without a measurement, the first."""
+    ranks = [rank for rank in table.ranking(measured, kind) if rank.backend not in refused] if measured else []
+    without = "".join(f"; {name} {reason}" for name, reason in refused.items())
+    if ranks:
+        times = ", ".join(f"{rank.backend} {rank.way} {rank.slowness:.2f}".replace("  ", " ") for rank in ranks)
+        return Choice(ranks[0].backend, ranks[0].way, f"auto, by {source}: {times} of the fastest times{without}")
+    left = [name for name in PREFERRED if name not in refused]
+    return Choice(left[0] if left else "torch", why=f"auto, nothing measured for this GPU and head dim{without}")
+
+
+def create_backend(
+    name: str, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,), kind: str = "prefill"
+) -> AttentionBackend:
+    """Make a backend for this cache. `num_heads` are the rank's query heads. auto: by the kind of steps, "prefill" or "decode".
 
     Raises ValueError for an unknown name, `UnsupportedAttention` for a backend that cannot serve this cache here.
     """
-    chosen = choose_backend(name, cache)
-    if chosen not in BACKENDS:
-        raise ValueError(f"attention_backend is {chosen!r}, but must be auto or one of {', '.join(sorted(BACKENDS))}")
-    module, _, attribute = BACKENDS[chosen].partition(":")
-    return getattr(importlib.import_module(module), attribute)(cache, num_heads, windows)
+    windows = tuple(windows)
+    return _create(choose(kind, name, cache, num_heads, windows), cache, num_heads, windows)
+
+
+def _create(choice: Choice, cache: KVCache, num_heads: int, windows: Iterable[int | None]) -> AttentionBackend:
+    if choice.backend not in BACKENDS:
+        raise ValueError(f"attention_backend is {choice.backend!r}, but must be auto or one of {', '.join(sorted(BACKENDS))}")
+    attribute = BACKENDS[choice.backend].partition(":")[2]
+    backend = getattr(_module(choice.backend), attribute)(cache, num_heads, windows)
+    if choice.way:
+        backend.mixed = choice.way
+    return backend
+
+
+def create_attention(
+    prefill: str, decode: str, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)
+) -> StepAttention:
+    """Backends by name (or auto) for steps with prompts and for steps without. Raises as `create_backend`."""
+    windows = tuple(windows)
+    choices = [choose(kind, name, cache, num_heads, windows) for kind, name in (("prefill", prefill), ("decode", decode))]
+    # Of two choices of one backend the one for steps with prompts says how it runs them.
+    made = {choice.backend: _create(choice, cache, num_heads, windows) for choice in reversed(choices)}
+    why = ", ".join(f"{kind} {choice}" for kind, choice in zip(("prefill", "decode"), choices, strict=True))
+    return StepAttention(*(made[choice.backend] for choice in choices), cache, why)

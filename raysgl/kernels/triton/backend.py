@@ -14,6 +14,13 @@ from raysgl.kernels.triton.decode import DecodePlan, paged_decode, plan_decode
 from raysgl.kernels.triton.prefill import PrefillPlan, paged_prefill, plan_prefill
 
 
+def refuses(device: torch.device, head_dim: int, dtype: torch.dtype, quantised: bool) -> str | None:
+    """Why these kernels cannot serve such a model here, or None."""
+    if quantised and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        return "needs a GPU of compute capability 8.9 or later for kv_cache_dtype fp8_e4m3"
+    return None
+
+
 class TritonBackend:
     """See `AttentionBackend`. All planning is on the device: a step of one shape may be captured in a CUDA graph."""
 
@@ -21,10 +28,8 @@ class TritonBackend:
     capturable = True
 
     def __init__(self, cache: KVCache, num_heads: int, windows: Iterable[int | None] = (None,)):
-        if cache.quantised and cache.device.type == "cuda" and torch.cuda.get_device_capability(cache.device) < (8, 9):
-            raise UnsupportedAttention(
-                "kv_cache_dtype fp8_e4m3 needs a GPU of compute capability 8.9 or later with attention_backend triton"
-            )
+        if reason := refuses(cache.device, cache.head_dim, cache.dtype, cache.quantised):
+            raise UnsupportedAttention(f"attention_backend triton {reason}")
         self.cache = cache
         self._group = num_heads // cache.num_kv_heads
         self._windows = tuple(set(windows))
