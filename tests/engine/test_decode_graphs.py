@@ -14,7 +14,7 @@ from raysgl.engine.runner import ModelRunner
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.messages import Submit, pack_ids
 from raysgl.sampling.params import SamplingParams
-from tests.kernels.test_attention import skipping_what_is_unsupported
+from tests.kernels.test_backends import skipping_what_is_unsupported
 
 PAGE = 16
 

@@ -1,18 +1,15 @@
-"""Attention backends against a naive loop, on random ragged batches."""
+"""The torch backend against a naive loop, on mixes of rows. All backends: test_backends.py."""
 
 from __future__ import annotations
 
-import os
 import random
-from contextlib import contextmanager
 
 import pytest
 import torch
 
-from raysgl.kernels.attention import BACKENDS, AttentionLayer, KVCache, UnsupportedAttention, create_backend, page_bytes
+from raysgl.kernels.attention import AttentionLayer, KVCache, create_backend, page_bytes
 from raysgl.kernels.attention import torch_backend as torch_backend_module
 from raysgl.kernels.batch import ForwardBatch
-from tests.conftest import have_gpu
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [
@@ -40,20 +37,6 @@ MIXES = {
 }
 
 
-@contextmanager
-def skipping_what_is_unsupported():
-    """Skip what a backend refuses, and FlashInfer's kernels that would have to be compiled first (minutes for each)."""
-    os.environ.setdefault("FLASHINFER_DISABLE_JIT", "1")
-    try:
-        yield
-    except UnsupportedAttention as reason:
-        pytest.skip(str(reason))
-    except RuntimeError as error:
-        if type(error).__name__ != "MissingJITCacheError":
-            raise
-        pytest.skip(f"FlashInfer's kernels are not compiled: {error}")
-
-
 def naive(q_NH, keys_BKH, values_BKH, position, scale, window, soft_cap):
     """One query token over the keys it may see."""
     first = 0 if window is None else max(0, position - window + 1)
@@ -65,7 +48,7 @@ def naive(q_NH, keys_BKH, values_BKH, position, scale, window, soft_cap):
     return torch.einsum("bn,bnh->nh", weights_BN, values)
 
 
-def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0, prepare=None):
+def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0):
     heads, kv_heads, dim, size, window, soft_cap = shape
     decode, prefill = mix
     torch.manual_seed(seed)
@@ -109,8 +92,6 @@ def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0, p
     new_values = torch.cat([v[len(v) - c :] for v, c in zip(values, counts, strict=True)])
     layer = AttentionLayer(index=1, scale=dim**-0.5, window=window, soft_cap=soft_cap)
     attention = create_backend(backend, cache, heads, {None, window})
-    if prepare:
-        prepare(attention)
     attention.plan(batch)
     got = attention.forward(q_TNH, new_keys, new_values, layer)
     assert got.shape == q_TNH.shape
@@ -132,45 +113,6 @@ def check(backend, shape, mix, device, dtype=torch.float32, atol=1e-5, seed=0, p
 def test_equals_naive_attention(shape, mix, device):
     # On a GPU the reference itself is rounded differently.
     check("torch", shape, MIXES[mix], device, atol=1e-5 if device == "cpu" else 1e-3)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("shape", [*SHAPES, (32, 8, 128, 16, None, None), (16, 2, 256, 16, None, 1.5)], ids=str)
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"torch"}))
-def test_gpu_backends_equal_naive_attention(backend, shape, mix):
-    with skipping_what_is_unsupported():
-        check(backend, shape, MIXES[mix], "cuda", torch.bfloat16, atol=3e-2)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("way", ["apart", "side_by_side"])
-@pytest.mark.parametrize("window", [None, 50])
-def test_flash_attn_runs_decode_rows_and_prompts_apart(way, window):
-    def prepare(attention):
-        attention.mixed = way
-
-    with skipping_what_is_unsupported():
-        check("flash_attn", (8, 2, 128, 16, window, None), MIXES["everything"], "cuda", torch.bfloat16, 3e-2, prepare=prepare)
-
-
-TRITON_SHAPES = [
-    # Every head dim, one to eight query heads a key head, pages of 1, 16 and 64 tokens, windows and caps.
-    (2, 2, 64, 1, None, None),
-    (4, 2, 96, 16, None, 0.7),
-    (8, 1, 128, 64, 20, None),
-    (9, 3, 64, 16, 33, 1.5),
-    (4, 1, 256, 16, None, None),
-]
-
-
-@pytest.mark.parametrize("mix", ["decode rows of like length", "chunks", "everything"])
-@pytest.mark.parametrize("shape", TRITON_SHAPES, ids=str)
-def test_triton_equals_naive_attention(shape, mix):
-    pytest.importorskip("triton")
-    decode, prefill = MIXES[mix]
-    small = ([n // 2 for n in decode], [(min(count, 20), min(length, 40)) for count, length in prefill])
-    check("triton", shape, small, "cuda" if have_gpu() else "cpu", atol=1e-4)
 
 
 @pytest.mark.parametrize("mix", MIXES)

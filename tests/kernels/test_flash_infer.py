@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 
 from raysgl.kernels.attention import AttentionLayer, KVCache, UnsupportedAttention, create_backend, flash_infer
 from raysgl.kernels.attention.flash_infer import refuses_model
-from tests.kernels.test_attention import MIXES, check, naive, skipping_what_is_unsupported
+from tests.kernels.test_attention import MIXES, check, naive
+from tests.kernels.test_backends import skipping_what_is_unsupported
 from tests.kernels.triton.test_backend import make_batch
 
 
