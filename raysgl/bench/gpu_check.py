@@ -22,6 +22,7 @@ PARTS: dict[str, tuple[tuple[str, ...], float]] = {
         (*KERNELS, "backends", "--json", "{out}/backends.json", "--attention-table", "{out}/attention_table.json"),
         120,
     ),
+    "overlap": ((*KERNELS, "overlap", "--json", "{out}/overlap.json"), 120),
     "tune_decode": ((*KERNELS, "attention", "--tune", "--json", "{out}/tune_decode.json"), 240),
     "attention": ((*KERNELS, "attention", "cascade", "--json", "{out}/attention.json"), 300),
     "rows": ((*KERNELS, "rows", "--json", "{out}/rows.json"), 120),

@@ -20,6 +20,7 @@ import torch
 from raysgl.bench.kernels_attention import bench_attention, bench_cascade, make_pool, tune_attention
 from raysgl.bench.kernels_backends import attention_table, bench_backends
 from raysgl.bench.kernels_linear import bench_layers, bench_linears, table_text, tune_linears
+from raysgl.bench.kernels_overlap import bench_overlap
 from raysgl.bench.kernels_rows import bench_rows, bench_sampling
 from raysgl.bench.kernels_timing import TINY, Bench, Sizes
 from raysgl.kernels.attention import KVCache
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Bench, KVCache], None]] = {
     "layers": bench_layers,
     "linears": lambda bench, cache: bench_linears(bench),
     "backends": bench_backends,
+    "overlap": bench_overlap,
     "cascade": bench_cascade,
     "attention": bench_attention,
     "sampling": lambda bench, cache: bench_sampling(bench),

@@ -84,7 +84,7 @@ class FlashAttnBackend:
     """See `AttentionBackend`.
 
     mixed: how a step with decode rows and prompts in it runs. together: in one launch, whose tiles are a prompt's. apart: in two, each
-    with tiles and splits of its own. side_by_side: those two on two streams.
+    with tiles and splits of its own. side_by_side: those two on two streams. spared_sms: how many SMs its kernels leave to others.
     """
 
     has_attend = True
@@ -96,6 +96,7 @@ class FlashAttnBackend:
         load_library()
         self.cache = cache
         self.mixed: Literal["together", "apart", "side_by_side"] = "together"
+        self.spared_sms = 0
         self._num_heads = num_heads
         self._keys = [layer[0] for layer in cache.data]
         self._values = [layer[1] for layer in cache.data]
@@ -154,7 +155,7 @@ class FlashAttnBackend:
             capped,
             part.splits,
             None,  # pack_gqa
-            0,  # sm_margin
+            self.spared_sms,
         )
 
     def forward(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
@@ -220,7 +221,7 @@ class FlashAttnBackend:
             part.metadata[kind],
             part.splits,
             None,  # pack_gqa
-            0,  # sm_margin
+            self.spared_sms,
             None,  # s_aux
             1,  # cp_world_size
             0,  # cp_rank
