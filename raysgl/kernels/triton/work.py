@@ -43,7 +43,7 @@ class WorkList:
 def _list_work_kernel(
     end_ptr, begin_ptr, weight_ptr, items_ptr, first_ptr, base_ptr, units, window, extra, chunk, capacity,
     BLOCK_U: tl.constexpr, HAS_BEGIN: tl.constexpr, HAS_WEIGHT: tl.constexpr, WINDOW: tl.constexpr, FIXED: tl.constexpr,
-    ALIGN: tl.constexpr, PDL: tl.constexpr,
+    EMPTY: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # One program per unit. Each sums over all units again, which costs less than a second launch.
     unit = tl.program_id(0)
@@ -65,6 +65,8 @@ def _list_work_kernel(
         share = tl.cdiv(tl.sum(lens, axis=0), extra)
         chunk = tl.cdiv(tl.maximum(share, chunk), ALIGN) * ALIGN
     counts = (lens + chunk - 1) // chunk
+    if EMPTY:
+        counts = tl.where(u < units, tl.maximum(counts, 1), 0)
     before = u < unit
     first = tl.sum(tl.where(before, counts, 0), axis=0)
     if FIXED:
@@ -106,13 +108,14 @@ def list_work(
     extra: int = 1,
     chunk: int = ALIGN,
     fixed: bool = False,
+    empty: bool = False,
 ) -> WorkList:
     """Cut the tokens [begin, end) of each unit (int32 on the device) into items.
 
     begin_U: None: 0, or `window` tokens before the end. chunk: the fewest tokens of an item that is not a unit's last.
     fixed: exactly `chunk` tokens, and an item's result goes where its tokens are when all units' tokens are laid end to
     end. Otherwise results take `weight_U` places (None: 1). capacity: at least units + extra, or with `fixed` the most
-    items there can be.
+    items there can be. empty: units without tokens have an item too, of no tokens.
     """
     units = end_U.shape[0]
     device = end_U.device
@@ -125,6 +128,6 @@ def list_work(
     _list_work_kernel[(units,)](
         end_U, begin_U, weight_U, work.items, work.first_U1, work.base_U, units, window or 0, extra, chunk, capacity,
         BLOCK_U=block, HAS_BEGIN=begin_U is not None, HAS_WEIGHT=weight_U is not None, WINDOW=window is not None, FIXED=fixed,
-        ALIGN=ALIGN, num_warps=4 if block <= 1024 else 8, **launch_options(),
+        EMPTY=empty, ALIGN=ALIGN, num_warps=4 if block <= 1024 else 8, **launch_options(),
     )  # fmt: skip
     return work
