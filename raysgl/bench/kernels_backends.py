@@ -16,7 +16,7 @@ from raysgl.kernels.batch import ForwardBatch
 
 LAYERS = 32
 """Figures in ms are for so many."""
-DECODE = ((1, 256), (16, 1000), (64, 1200), (256, 384), (256, 1152), (256, 2240))
+DECODE = ((1, 256), (1, 4000), (4, 1000), (16, 1000), (64, 1200), (256, 384), (256, 1152), (256, 2240))
 """Rows, and the context of each."""
 PROMPTS = ((1, 0, 4096), (1, 4096, 4096), (8, 0, 1024), (8, 1024, 1024))
 """Rows, tokens that are cached, tokens that are computed."""
@@ -65,17 +65,6 @@ def candidates(bench: Bench, cache: KVCache) -> dict[str, Callable[[], Attention
     return found
 
 
-def flash_attn_ways(make: Callable[[], AttentionBackend]) -> dict[str, Callable[[], AttentionBackend]]:
-    """The ways in which `FlashAttnBackend` runs decode rows and prompts of one step."""
-
-    def way(name: str) -> AttentionBackend:
-        backend = make()
-        backend.mixed = name  # type: ignore[attr-defined]
-        return backend
-
-    return {f"flash_attn {name}": partial(way, name) for name in ("together", "apart", "side_by_side")}
-
-
 def compare(
     bench: Bench,
     what: str,
@@ -121,8 +110,6 @@ def bench_backends(bench: Bench, cache: KVCache) -> None:
         batch = make_rows(bench, [new] * rows, [cached + new] * rows, 0)
         work = rows * new * (cached + new / 2) * pair
         compare(bench, f"prompts {rows} x {cached}+{new}", makers, [batch], rows * (cached + new) * token, work)
-    if "flash_attn" in makers:
-        makers = {name: make for name, make in makers.items() if name != "flash_attn"} | flash_attn_ways(makers["flash_attn"])
     for decodes, context, rows, cached, new in mixed:
         batch = make_rows(bench, [1] * decodes + [new] * rows, [context] * decodes + [cached + new] * rows, decodes)
         num_bytes = (decodes * context + rows * (cached + new)) * token

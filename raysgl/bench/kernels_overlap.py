@@ -98,7 +98,7 @@ def bench_overlap(bench: Bench, cache: KVCache) -> None:
     print(
         f"\noverlap: {LAYERS} layers' products of {TOKENS} tokens {alone:.0f} us, attention {ROWS} x {CONTEXT} {serial:.0f} us, us:"
     )
-    _, most = torch.cuda.Stream.priority_range()
+    _, most = torch.cuda.Stream.priority_range()  # type: ignore[call-arg]
     for count in (sms, *ATTENTION_SMS):
         attention = attention_on(count)
         own = _time(attention)
@@ -138,9 +138,9 @@ def _green(bench, products, make, batch, q, layer, sms: int, serial: float, atte
         if hasattr(context, "Stream"):
             stream = context.Stream()
         else:  # torch 2.11 makes the context's stream the current one
-            context.set_context()
+            context.set_context()  # type: ignore[attr-defined]
             stream = torch.cuda.current_stream()
-            context.pop_context()
+            context.pop_context()  # type: ignore[attr-defined]
         backend = make()
         backend.spared_sms = sms - count
         backend.plan(batch)

@@ -68,12 +68,15 @@ def capture(step: Callable[[], T], pool, device: torch.device) -> tuple[torch.cu
 
 
 class DecodeGraphs:
-    """All graphs of one rank; they share one memory pool, so replays must follow one another in one stream."""
+    """All graphs of one rank; they share one memory pool, so replays must follow one another in one stream.
+
+    attention: rows of a graph -> its backend.
+    """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        attention: AttentionBackend,
+        attention: Callable[[int], AttentionBackend],
         cascade: TritonBackend | None,
         slots: Slots,
         max_rows: int,
@@ -140,11 +143,10 @@ class DecodeGraphs:
         inputs[0] = self._slots.padding
         if cascade:
             inputs[2] = -1
-        planned = None
-        if not cascade and isinstance(self._attention, HostPlanned):
-            planned = self._attention.for_graph(size)
+        attention, planned = self._cascade if cascade else self._attention(size), None
+        if isinstance(attention, HostPlanned):
+            attention = planned = attention.for_graph(size)
             planned.prepare(np.ones(size, dtype=np.int64))
-        attention = self._cascade if cascade else planned or self._attention
         graph, (logits, tokens), self.pool = capture(lambda: self._step(inputs, attention), self.pool, self._device)
         self._graphs[cascade][size] = Graph(graph, inputs, logits, tokens, planned)
 

@@ -144,14 +144,16 @@ class ModelRunner:
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
-        decode, small = self._attention.decode, self._attention.prefill
-        capturable = decode.capturable or isinstance(decode, HostPlanned)
+        small, many = self._attention.prefill, self._attention.decode_for(limits.max_running)
+        capturable = many.capturable or isinstance(many, HostPlanned)
         if self._stream is not None and not config.disable_cuda_graph and capturable:
             tell(0.0, "capturing CUDA graphs")
             cascade = None
             if limits.group_prefixes and set(hf.windows) == {None}:
                 cascade = create_backend("triton", self._cache, hf.num_heads // tp.size)
-            self._graphs = DecodeGraphs(self._model, decode, cascade, self._slots, limits.max_running, limits.context_length)
+            self._graphs = DecodeGraphs(
+                self._model, self._attention.decode_for, cascade, self._slots, limits.max_running, limits.context_length
+            )
             if not small.capturable:
                 small = create_backend("triton", self._cache, hf.num_heads // tp.size, hf.windows)
             self._mixed = MixedGraphs(self._model, small, self._slots, limits.max_running, limits.context_length)

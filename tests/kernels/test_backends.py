@@ -81,7 +81,7 @@ def exact(q_tNH: torch.Tensor, keys_BKH: torch.Tensor, values_BKH: torch.Tensor,
     )
 
 
-def check(backend: str, case: Case, device: str, dtype: torch.dtype, counts: list[int], lens: list[int], prepare=None) -> None:
+def check(backend: str, case: Case, device: str, dtype: torch.dtype, counts: list[int], lens: list[int]) -> None:
     """Rows compute their last `counts` tokens; those that compute one and have more come first."""
     draw = random.Random(str(case))
     torch.manual_seed(draw.randrange(1 << 30))
@@ -122,8 +122,6 @@ def check(backend: str, case: Case, device: str, dtype: torch.dtype, counts: lis
     new = [torch.cat([part[len(part) - c :] for part, c in zip(parts, counts, strict=True)]) for parts in (keys, values)]
     layer = AttentionLayer(1, case.dim**-0.5, case.window, case.soft_cap)
     attention = create_backend(backend, cache, case.heads, {None, case.window})
-    if prepare:
-        prepare(attention)
     attention.plan(batch)
     got = attention.forward(q_TNH, *new, layer)
     want = torch.cat([exact(*row, layer) for row in zip(q_TNH.split(counts), keys, values, strict=True)])
@@ -191,15 +189,3 @@ def test_the_model_that_is_measured_on_a_gpu(backend, window):
                 [1] * len(decode) + [c for c, _ in prompts],
                 decode + [sum(p) for p in prompts],
             )
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("way", ["apart", "side_by_side"])
-@pytest.mark.parametrize("window", [None, 50])
-def test_flash_attn_runs_decode_rows_and_prompts_apart(way, window):
-    def prepare(attention):
-        attention.mixed = way
-
-    case = Case(8, 2, 128, 16, window, None, False)
-    with skipping_what_is_unsupported():
-        check("flash_attn", case, "cuda", torch.bfloat16, *ragged(case, 1500), prepare=prepare)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import ModuleType
 
 from raysgl.kernels.attention import table
 from raysgl.kernels.attention.interface import AttentionBackend
 from raysgl.kernels.attention.kv_cache import KVCache
-from raysgl.kernels.attention.step import StepAttention
+from raysgl.kernels.attention.step import Choice, StepAttention
+from raysgl.kernels.attention.table import Rank
 from raysgl.kernels.fused import triton_kernels
 
 BACKENDS: dict[str, str] = {
@@ -23,18 +24,8 @@ BACKENDS: dict[str, str] = {
 
 PREFERRED = ("flash_attn", "triton", "flashinfer")
 """On a GPU that nobody has measured."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """way: `FlashAttnBackend.mixed`, "" for its default. why: for people."""
-
-    backend: str
-    way: str = ""
-    why: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.backend}{self.way and ' ' + self.way} ({self.why})"
+WORTH_IT = 1.02
+"""By so much another backend must be faster to be taken for some numbers of decode rows: it has kernels to load, and memory."""
 
 
 def _module(name: str) -> ModuleType:
@@ -61,13 +52,24 @@ def choose(kind: str, name: str, cache: KVCache, num_heads: int, windows: Iterab
 
 def _automatic(kind: str, refused: dict[str, str], measured: str, source: str) -> Choice:
     """The fastest of those that do not refuse; without a measurement, the first."""
-    ranks = [rank for rank in table.ranking(measured, kind) if rank.backend not in refused] if measured else []
+
+    def able(ranks: list[Rank]) -> list[Rank]:
+        return [rank for rank in ranks if rank.backend not in refused]
+
+    ranks = able(table.ranking(measured, kind)) if measured else []
     without = "".join(f"; {name} {reason}" for name, reason in refused.items())
-    if ranks:
-        times = ", ".join(f"{rank.backend} {rank.way} {rank.slowness:.2f}".replace("  ", " ") for rank in ranks)
-        return Choice(ranks[0].backend, ranks[0].way, f"auto, by {source}: {times} of the fastest times{without}")
-    left = [name for name in PREFERRED if name not in refused]
-    return Choice(left[0] if left else "torch", why=f"auto, nothing measured for this GPU and head dim{without}")
+    if not ranks:
+        left = [name for name in PREFERRED if name not in refused]
+        return Choice(left[0] if left else "torch", f"auto, nothing measured for this GPU and head dim{without}")
+    best = ranks[0].backend
+    at = []
+    for rows in table.measured_rows(measured) if kind == "decode" else ():
+        here = able(table.ranking(measured, kind, rows))
+        usual = next((rank.slowness for rank in here if rank.backend == best), math.inf)
+        at.append((rows, here[0].backend if here and here[0].slowness * WORTH_IT < usual else best))
+    times = ", ".join(f"{rank.backend} {rank.slowness:.2f}" for rank in ranks)
+    others = "".join(f"; at {rows} rows: {name}" for rows, name in at if name != best)
+    return Choice(best, f"auto, by {source}: {times} of the fastest times{others}{without}", tuple(at))
 
 
 def create_backend(
@@ -85,10 +87,7 @@ def _create(choice: Choice, cache: KVCache, num_heads: int, windows: Iterable[in
     if choice.backend not in BACKENDS:
         raise ValueError(f"attention_backend is {choice.backend!r}, but must be auto or one of {', '.join(sorted(BACKENDS))}")
     attribute = BACKENDS[choice.backend].partition(":")[2]
-    backend = getattr(_module(choice.backend), attribute)(cache, num_heads, windows)
-    if choice.way:
-        backend.mixed = choice.way
-    return backend
+    return getattr(_module(choice.backend), attribute)(cache, num_heads, windows)
 
 
 def create_attention(
@@ -97,7 +96,10 @@ def create_attention(
     """Backends by name (or auto) for steps with prompts and for steps without. Raises as `create_backend`."""
     windows = tuple(windows)
     choices = [choose(kind, name, cache, num_heads, windows) for kind, name in (("prefill", prefill), ("decode", decode))]
-    # Of two choices of one backend the one for steps with prompts says how it runs them.
-    made = {choice.backend: _create(choice, cache, num_heads, windows) for choice in reversed(choices)}
-    why = ", ".join(f"{kind} {choice}" for kind, choice in zip(("prefill", "decode"), choices, strict=True))
-    return StepAttention(*(made[choice.backend] for choice in choices), cache, why)
+    prompts, rows = choices
+    made = {choice.backend: _create(choice, cache, num_heads, windows) for choice in choices}
+    for _, name in rows.at:
+        if name not in made:
+            made[name] = _create(Choice(name, ""), cache, num_heads, windows)
+    why = f"prefill {prompts}, decode {rows}"
+    return StepAttention(made[prompts.backend], made, rows, cache, why)

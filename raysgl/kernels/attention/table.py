@@ -1,8 +1,7 @@
 """Which attention backend is faster on this kind of GPU, as measured.
 
 A table is a file `attention_tables/<device name>.json`, written by `python -m raysgl.bench.kernels backends --attention-table FILE`.
-"model": heads, head dim and page size of the model that was measured. "times": [kind of step, shape, microseconds a layer by
-backend]; in steps with both prompts and decode rows, FlashAttention's ways of running them (`FlashAttnBackend.mixed`) are told apart.
+"model": heads, head dim and page size of the model that was measured. "times": [kind of step, shape, microseconds a layer by backend].
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ KINDS = {"decode": ("decode",), "prefill": ("prompts", "mixed")}
 
 @dataclass(frozen=True)
 class Rank:
-    """slowness: times of the fastest one's, the geometric mean over the shapes measured. way: of FlashAttention, "" for others."""
+    """slowness: times of the fastest one's, the geometric mean over the shapes measured."""
 
     slowness: float
     backend: str
-    way: str
 
 
 def read(device: torch.device, head_dim: int) -> tuple[str, str]:
@@ -41,17 +39,23 @@ def read(device: torch.device, head_dim: int) -> tuple[str, str]:
     return (text, path.name) if json.loads(text)["model"]["head_dim"] == head_dim else ("", "")
 
 
-def ranking(text: str, kind: str) -> list[Rank]:
-    """Backends for "decode" or "prefill" by slowness; only those that were measured at every shape."""
-    shapes = [times for step, _, times in json.loads(text)["times"] if step in KINDS[kind]]
-    names = {name for times in shapes for name in times}
+def ranking(text: str, kind: str, rows: int | None = None) -> list[Rank]:
+    """Backends for "decode" or "prefill" by slowness; only those that were measured at every shape. rows: of decode steps of so many."""
+    steps = json.loads(text)["times"]
+    shapes = [times for step, shape, times in steps if step in KINDS[kind] and rows in (None, rows_of(shape))]
     ranks = []
-    for name in names:
-        backend, _, way = name.partition(" ")
-        # Steps of one sort of rows know no ways.
-        own = [times.get(name, times.get(backend)) for times in shapes]
-        if None in own or (not way and any(f"{backend} " in other for times in shapes for other in times)):
-            continue
-        slowness = [took / min(times.values()) for took, times in zip(own, shapes, strict=True)]
-        ranks.append(Rank(math.exp(sum(map(math.log, slowness)) / len(slowness)), backend, way))
+    for name in {name for times in shapes for name in times}:
+        if all(name in times for times in shapes):
+            slowness = [times[name] / min(times.values()) for times in shapes]
+            ranks.append(Rank(math.exp(sum(map(math.log, slowness)) / len(slowness)), name))
     return sorted(ranks, key=lambda rank: rank.slowness)
+
+
+def rows_of(shape: str) -> int:
+    """ "256 x 1152": 256."""
+    return int(shape.partition(" ")[0])
+
+
+def measured_rows(text: str) -> list[int]:
+    """Numbers of decode rows that were measured."""
+    return sorted({rows_of(shape) for step, shape, _ in json.loads(text)["times"] if step == "decode"})
