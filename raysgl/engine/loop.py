@@ -104,6 +104,9 @@ class Planner(Protocol):
     def next_period(self) -> None:
         """Half a minute is over."""
 
+    def measured(self, prefill_rate: float) -> None:
+        """How many prompt tokens a second it has been lately."""
+
 
 class EngineLoop:
     """Drives one scheduler and one runner.
@@ -261,7 +264,7 @@ class EngineLoop:
         self.scheduler.process(step, pending.result())
         self._guide_next()
         self._rates.step(time.perf_counter(), step.num_prefill_tokens, step.num_decode_tokens)
-        self.scheduler.deadlines.prefill_rate = self._rates.prefill
+        self.scheduler.measured(self._rates.prefill)
         self.progress += 1
         self._expected = self._expected[1:]
 

@@ -389,6 +389,9 @@ class Scheduler:
         """Of `HOT_PERIODS`."""
         self.tree.period += 1
 
+    def measured(self, prefill_rate: float) -> None:
+        self.deadlines.prefill_rate = prefill_rate
+
     def check(self) -> None:
         """Raise AssertionError unless every page is accounted for exactly once."""
         self.pages.check(self.running)

@@ -206,3 +206,6 @@ class TextScheduler:
 
     def next_period(self) -> None:
         """Nothing is hot."""
+
+    def measured(self, prefill_rate: float) -> None:
+        """Deadlines of texts are the ingress's alone."""
