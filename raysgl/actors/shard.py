@@ -175,6 +175,7 @@ class ModelShard:
         from torch.distributed import TCPStore
 
         from raysgl import distributed, models
+        from raysgl.actors.grammars import make_grammars
         from raysgl.engine.background import BackgroundRunner
         from raysgl.engine.pooling.runner import PoolingRunner
         from raysgl.engine.profiling import StepProfiler
@@ -191,6 +192,8 @@ class ModelShard:
             self._limits = resolve_defaults(config, spec.device, self._checkpoint.config().max_position_embeddings)
         else:
             self._limits = resolve_text_defaults(config, spec.device, self._pooling.max_length)
+        if spec.rank == 0 and self._pooling is None:
+            self._grammars = make_grammars(config, self._checkpoint)
         group = distributed.single()
         if config.tp_size > 1:
             self._progress(0.0, "waiting for the other shards")
@@ -214,9 +217,8 @@ class ModelShard:
         if self._publisher is not None:
             self._progress(0.0, "waiting for the other shards")
             self._publisher.wait_for_followers(FOLLOW_TIMEOUT_S)
-        from raysgl.actors.grammars import make_grammars
-
-        self._grammars = make_grammars(config, self._checkpoint) if self._pooling is None else None
+        if self._grammars is not None:
+            self._grammars.wait()
         self._service = EngineService(
             spec.replica,
             spec.epoch,

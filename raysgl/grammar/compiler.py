@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
 
 import numpy as np
@@ -45,14 +45,15 @@ class GrammarCompiler:
         self._sandboxes: list[Sandbox] = []
         self._lock = threading.Lock()
 
-    def warm_up(self) -> Future[None]:
-        """Get ready in the background for the first constraint."""
+    def warm_up(self) -> None:
+        """Get ready in the background for the first constraint. llguidance holds Python's lock while it reads a tokenizer, a second
+        for 128,000 tokens: whoever has a clock to keep should `wait` before."""
+        self._tokenizer_read = self._pool.submit(lambda: self._llguidance)
+        self._pool.submit(lambda: self._sandbox.start())
 
-        def warm() -> None:
-            self._sandbox.start()
-            _ = self._llguidance
-
-        return self._pool.submit(warm)
+    def wait(self) -> None:
+        """Until `warm_up` leaves Python to others. A failure is the first constraint's to tell."""
+        wait([self._tokenizer_read])
 
     def compile(self, constraint: Constraint) -> Future[Grammar]:
         future = self._compiled.get(constraint)
