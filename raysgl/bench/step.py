@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 from raysgl import distributed, models
 from raysgl.bench.progress import Stage
@@ -11,7 +12,7 @@ from raysgl.bench.report import Report
 from raysgl.config import EngineConfig
 from raysgl.engine.background import BackgroundRunner
 from raysgl.engine.loop import EngineLoop
-from raysgl.engine.plan import Runner
+from raysgl.engine.plan import Runner, StepPlan
 from raysgl.engine.runner import ModelRunner
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.messages import Submit, ToEngine, pack_ids
@@ -47,9 +48,17 @@ def run(model_path: str, threads: int, batch: int, steps: int, stage: Stage) -> 
 
 
 def decoding_loop(
-    launcher: Runner, config: EngineConfig, runner: ModelRunner, batch: int, prompt: int, steps: int, overlap: bool
+    launcher: Runner,
+    config: EngineConfig,
+    runner: ModelRunner,
+    batch: int,
+    prompt: int,
+    steps: int,
+    overlap: bool,
+    broadcast: Callable[[StepPlan], None] | None = None,
 ) -> EngineLoop:
-    """A loop about to decode `steps` tokens of each of `batch` prompts. launcher: the runner, or what runs it in the background."""
+    """A loop about to decode `steps` tokens of each of `batch` prompts. launcher: the runner, or what runs it in the background;
+    broadcast: tells other ranks."""
     chunk = runner.limits.step_tokens
     scheduler = Scheduler(SchedulerConfig(config.page_size, runner.num_pages, runner.context_length, batch, batch, chunk))
     sampling = SamplingParams(temperature=0, max_new_tokens=steps, ignore_eos=True)
@@ -61,7 +70,9 @@ def decoding_loop(
         messages, inbox[:] = list(inbox), []
         return messages
 
-    return EngineLoop(scheduler, launcher, receive, lambda outputs: None, publish=lambda events, load: None, overlap=overlap)
+    return EngineLoop(
+        scheduler, launcher, receive, lambda outputs: None, lambda events, load: None, broadcast=broadcast, overlap=overlap
+    )
 
 
 def _time(model: object, name: str, total: list[float]) -> None:

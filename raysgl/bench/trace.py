@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import socket
 import statistics
 import sys
 import tempfile
@@ -16,6 +18,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raysgl.config import EngineConfig
+    from raysgl.engine.plan import StepPlan
+    from raysgl.engine.runner import ModelRunner
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -108,25 +116,65 @@ def split(activities: Sequence[Activity], steps: int) -> Timeline:
     return Timeline(cut[1:-1])
 
 
-def record(batch: int, prompt: int, steps: int, model_path: str | None) -> list[Activity]:
-    """Decode with the engine's loop, and return what the GPU did in `steps` steps after the warm-up."""
+@dataclass(frozen=True)
+class Settings:
+    """What decodes what. dependent_launch: with PDL, whatever the table of products says."""
+
+    batch: int
+    prompt: int
+    steps: int
+    path: str
+    tp_size: int
+    dependent_launch: bool
+    port: int
+
+
+def make_runner(settings: Settings, rank: int) -> tuple[EngineConfig, ModelRunner]:
+    """One rank's. Each process sees one GPU, as under Ray."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
     from raysgl import distributed, models
-    from raysgl.bench.step import decoding_loop
     from raysgl.config import EngineConfig
     from raysgl.engine.runner import ModelRunner
+    from raysgl.kernels.triton import runtime
 
-    with tempfile.TemporaryDirectory() as folder:
-        if model_path is None:
-            (Path(folder) / "config.json").write_text(json.dumps(LLAMA_8B))
-        path = model_path or folder
-        config = EngineConfig(model_path=path, load_format="dummy", max_running_requests=batch)
-        checkpoint = models.resolve(path, load_format="dummy")
-        runner = ModelRunner(config, checkpoint, 0, distributed.single(), "cuda:0")
-    tokens = WARM_STEPS + 2 * steps
-    loop = decoding_loop(runner, config, runner, batch, prompt, tokens, overlap=True)
+    size = settings.tp_size
+    config = EngineConfig(model_path=settings.path, load_format="dummy", max_running_requests=settings.batch, tp_size=size)
+    if settings.dependent_launch:
+        runtime.enable_pdl(True)
+    group = distributed.start(rank, size, torch.device("cuda:0"), f"tcp://127.0.0.1:{settings.port}")
+    return config, ModelRunner(config, models.resolve(settings.path, load_format="dummy"), rank, group, "cuda:0")
+
+
+def follow(settings: Settings, rank: int, plans: Any) -> None:
+    """Another rank than 0: launch what it is told, until it is told None."""
+    _, runner = make_runner(settings, rank)
+    while (plan := plans.get()) is not None:
+        runner.launch(plan)
+
+
+def record(settings: Settings) -> list[Activity]:
+    """Decode with the engine's loop, and return what rank 0's GPU did in `steps` steps after the warm-up."""
+    import torch
+    import torch.multiprocessing as mp
+    from torch.profiler import ProfilerActivity, profile
+
+    from raysgl.bench.step import decoding_loop
+
+    context = mp.get_context("spawn")
+    queues = [context.Queue() for _ in range(1, settings.tp_size)]
+    others = [context.Process(target=follow, args=(settings, rank, plans)) for rank, plans in enumerate(queues, 1)]
+    for other in others:
+        other.start()
+    config, runner = make_runner(settings, 0)
+
+    def broadcast(plan: StepPlan | None) -> None:
+        for plans in queues:
+            plans.put(plan)
+
+    steps, tokens = settings.steps, WARM_STEPS + 2 * settings.steps
+    loop = decoding_loop(runner, config, runner, settings.batch, settings.prompt, tokens, True, broadcast)
 
     def run_to(progress: int) -> None:
         while loop.progress < progress and not loop.idle:
@@ -139,6 +187,9 @@ def record(batch: int, prompt: int, steps: int, model_path: str | None) -> list[
         torch.cuda.synchronize()
     while not loop.idle:
         loop.run_once()
+    broadcast(None)
+    for other in others:
+        other.join(60)
     device = torch.autograd.DeviceType.CUDA
     return [
         Activity(event.name, float(event.time_range.start), float(event.time_range.end))
@@ -172,12 +223,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of each prompt")
     parser.add_argument("--steps", type=int, default=24, help="decode steps to record")
     parser.add_argument("--model-path", help="another model's folder; its weights are random too")
+    parser.add_argument("--tp-size", type=int, default=1, help="GPUs; the first one's kernels are shown")
+    parser.add_argument("--dependent-launch", action="store_true", help="with PDL")
     parser.add_argument("--json", type=Path, help="write all activities to this file")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("a trace needs an NVIDIA GPU", file=sys.stderr)
         return 2
-    activities = record(options.batch, options.prompt, options.steps, options.model_path)
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
+        (Path(folder) / "config.json").write_text(json.dumps(LLAMA_8B))
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        listener.close()
+        path = options.model_path or folder
+        activities = record(
+            Settings(options.batch, options.prompt, options.steps, path, options.tp_size, options.dependent_launch, port)
+        )
     if options.json:
         options.json.write_text(json.dumps([[a.name, a.begin, a.end] for a in activities]))
     try:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from raysgl.engine.slots import Slots
-from raysgl.kernels.argmax import argmax
 from raysgl.kernels.attention import AttentionBackend, GraphAttention, HostPlanned
 from raysgl.kernels.batch import ForwardBatch
 
@@ -46,11 +45,12 @@ CASCADE_FROM = 8
 @dataclass
 class Graph:
     """A captured step. inputs_CB: slots and positions, and with cascade attention each row's group and each group's shared pages
-    (B of them). It leaves `logits_BV` and `tokens_B` (the argmax). planned: attention that must know the lengths before a replay."""
+    (B of them). It leaves part_BV (this rank's logits) and tokens_B (the argmax of all
+    ranks'). planned: attention that must know the lengths before a replay."""
 
     graph: torch.cuda.CUDAGraph
     inputs_CB: torch.Tensor
-    logits_BV: torch.Tensor
+    part_BV: torch.Tensor
     tokens_B: torch.Tensor
     planned: GraphAttention | None
 
@@ -147,8 +147,8 @@ class DecodeGraphs:
         if isinstance(attention, HostPlanned):
             attention = planned = attention.for_graph(size)
             planned.prepare(np.ones(size, dtype=np.int64))
-        graph, (logits, tokens), self.pool = capture(lambda: self._step(inputs, attention), self.pool, self._device)
-        self._graphs[cascade][size] = Graph(graph, inputs, logits, tokens, planned)
+        graph, (part, tokens), self.pool = capture(lambda: self._step(inputs, attention), self.pool, self._device)
+        self._graphs[cascade][size] = Graph(graph, inputs, part, tokens, planned)
 
     def _step(self, inputs_CB: torch.Tensor, attention: AttentionBackend) -> tuple[torch.Tensor, torch.Tensor]:
         slots_B, positions_B = inputs_CB[0], inputs_CB[1]
@@ -171,7 +171,7 @@ class DecodeGraphs:
         attention.plan(batch)
         if len(inputs_CB) == 4:
             attention.plan_cascade(inputs_CB[2].int(), inputs_CB[3].int())
-        logits_BV = self._model.logits(self._model(batch, attention))
-        tokens_B = argmax(logits_BV)
+        part_BV = self._model.head.logits_part(self._model(batch, attention))
+        tokens_B = self._model.head.argmax(part_BV)
         self._slots.last_token_N.index_copy_(0, slots_B, tokens_B)
-        return logits_BV, tokens_B
+        return part_BV, tokens_B

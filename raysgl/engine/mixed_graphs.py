@@ -18,7 +18,6 @@ import torch
 from raysgl.engine.decode_graphs import capture
 from raysgl.engine.plan import StepPlan, ints
 from raysgl.engine.slots import Slots
-from raysgl.kernels.argmax import argmax
 from raysgl.kernels.attention import AttentionBackend
 from raysgl.kernels.batch import ForwardBatch
 
@@ -34,11 +33,12 @@ FROM_DEVICE = -1
 
 @dataclass
 class Graph:
-    """inputs: the step's integers, as laid out by `MixedGraphs._parts`. It leaves logits_RV and tokens_R (the argmax)."""
+    """inputs: the step's integers, as laid out by `MixedGraphs._parts`. It leaves part_RV (this rank's logits) and tokens_R (the
+    argmax of all ranks')."""
 
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor
-    logits_RV: torch.Tensor
+    part_RV: torch.Tensor
     tokens_R: torch.Tensor
 
 
@@ -118,8 +118,8 @@ class MixedGraphs:
             slots.fill_(self._slots.padding)
         positions_T.copy_(torch.arange(tokens))
         counts_R[-1] = lens_R[-1] = tokens
-        graph, (logits, sampled), self._pool = capture(lambda: self._step(inputs, tokens, rows), self._pool, self._device)
-        self._graphs[tokens, rows] = Graph(graph, inputs, logits, sampled)
+        graph, (part, sampled), self._pool = capture(lambda: self._step(inputs, tokens, rows), self._pool, self._device)
+        self._graphs[tokens, rows] = Graph(graph, inputs, part, sampled)
 
     def _step(self, inputs: torch.Tensor, tokens: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids_T, slots_T, positions_T, slots_R, counts_R, lens_R, last_R, sampling_R = self._parts(inputs, tokens, rows)
@@ -142,7 +142,7 @@ class MixedGraphs:
         )
         self._attention.plan(batch)
         hidden_TD = self._model(batch, self._attention)
-        logits_RV = self._model.logits(hidden_TD.index_select(0, last_R))
-        tokens_R = argmax(logits_RV)
+        part_RV = self._model.head.logits_part(hidden_TD.index_select(0, last_R))
+        tokens_R = self._model.head.argmax(part_RV)
         self._slots.last_token_N.index_copy_(0, sampling_R, tokens_R)
-        return logits_RV, tokens_R
+        return part_RV, tokens_R

@@ -256,7 +256,7 @@ class ModelRunner:
         self._slots.take_pages(plan)
         self.cascade_steps += bool(plan.groups_S)
         graph = graphs.run(slots_S, ints(plan.starts_S), ints(plan.groups_S), ints(plan.shared_pages_J))
-        return partial(self._sampled, plan, graph.tokens_B[:rows], graph.logits_BV[:rows], slots_S)
+        return partial(self._sampled, plan, graph.tokens_B[:rows], graph.part_BV[:rows], slots_S)
 
     def _replay_mixed(self, graphs: MixedGraphs, size: tuple[int, int], plan: StepPlan) -> Finish:
         """A small step with prompt tokens in it."""
@@ -265,18 +265,18 @@ class ModelRunner:
         sampling = np.flatnonzero(ints(plan.samples_S))
         slots_L = ints(plan.slots_S)[sampling]
         rows = upload(sampling, self.device)
-        tokens_L, logits_LV = graph.tokens_R.index_select(0, rows), graph.logits_RV.index_select(0, rows)
-        return partial(self._sampled, plan, tokens_L, logits_LV, slots_L)
+        tokens_L, part_LV = graph.tokens_R.index_select(0, rows), graph.part_RV.index_select(0, rows)
+        return partial(self._sampled, plan, tokens_L, part_LV, slots_L)
 
     def _sampled(
-        self, plan: StepPlan, tokens_L: torch.Tensor, logits_LV: torch.Tensor, slots_L: np.ndarray, masks: TokenMasks | None
+        self, plan: StepPlan, tokens_L: torch.Tensor, part_LV: torch.Tensor, slots_L: np.ndarray, masks: TokenMasks | None
     ) -> StepOutputs:
         """After a replay, which has taken every row's argmax: sample properly where that is not what was asked. All ranks find the
         same, since their logits and settings are the same."""
         if not plan.guided and self._settings.takes_argmax(slots_L):
             self._settings.sampled(slots_L)
             return StepOutputs(tokens_L, [])
-        tokens_L, asking, logprobs = self._sample(logits_LV, slots_L, masks)
+        tokens_L, asking, logprobs = self._sample(self._model.head.join(part_LV), slots_L, masks)
         if len(slots_L):
             slots = upload(slots_L.astype(np.int64), self.device)
             self._slots.last_token_N.index_copy_(0, slots, self._tp.broadcast(tokens_L))

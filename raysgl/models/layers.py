@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from raysgl.distributed import TPGroup
+from raysgl.kernels.argmax import argmax
 from raysgl.kernels.linear import folded_linear
 from raysgl.kernels.norm import add_rms_norm, rms_norm
 from raysgl.kernels.sum_ranks import sum_ranks, takes
@@ -150,9 +151,27 @@ class VocabEmbedding(nn.Module):
         out_TD.masked_fill_(foreign_T.unsqueeze(1), 0)
         return sum_ranks(out_TD, self.tp.peers) if takes(out_TD, self.tp.peers) else self.tp.all_reduce(out_TD)
 
-    def logits(self, hidden_LD: torch.Tensor) -> torch.Tensor:
-        """[L, vocab_size] on every rank, in the model's dtype."""
-        return self.tp.all_gather(folded_linear(hidden_LD, self.weight))[:, : self.vocab_size]
+    def logits_part(self, hidden_LD: torch.Tensor) -> torch.Tensor:
+        """Logits of this rank's part of the vocabulary and of its padding, in the model's dtype."""
+        return folded_linear(hidden_LD, self.weight)
+
+    def join(self, part_LV: torch.Tensor) -> torch.Tensor:
+        """What the ranks have from `logits_part`: [L, vocab_size] on every rank."""
+        return self.tp.all_gather(part_LV)[:, : self.vocab_size]
+
+    def argmax(self, part_LV: torch.Tensor) -> torch.Tensor:
+        """Of what the ranks have from `logits_part`, without joining it: int64 [L] on every rank."""
+        if self.tp.size == 1:
+            return argmax(part_LV)
+        own_LV = part_LV[:, : max(1, min(self.rows, self.vocab_size - self.first))]
+        token_L1 = argmax(own_LV).unsqueeze(1)
+        best_L1 = own_LV.gather(1, token_L1).float()
+        if self.first >= self.vocab_size:
+            best_L1.fill_(float("-inf"))
+        # float32 has all integers up to 2^24, more than any vocabulary.
+        said_LR2 = self.tp.all_gather(torch.cat((best_L1, (token_L1 + self.first).float()), 1)).view(-1, self.tp.size, 2)
+        winner_L1 = argmax(said_LR2[..., 0].contiguous()).unsqueeze(1)
+        return said_LR2[..., 1].gather(1, winner_L1).squeeze(1).long()
 
     def pieces(self, path: str) -> Iterator[Piece]:
         length = max(0, min(self.rows, self.vocab_size - self.first))

@@ -163,7 +163,12 @@ class LlamaForCausalLM(nn.Module):
         """hidden_TD after the last norm. `attention.plan(batch)` must have been called."""
         return self.model(batch, attention)
 
+    @property
+    def head(self) -> VocabEmbedding:
+        """The output layer."""
+        return self.lm_head or self.model.embed_tokens
+
     @torch.inference_mode()
     def logits(self, hidden_LD: torch.Tensor) -> torch.Tensor:
         """[L, V] on every rank, in the model's dtype. Every rank must call it."""
-        return (self.lm_head or self.model.embed_tokens).logits(hidden_LD)
+        return self.head.join(self.head.logits_part(hidden_LD))

@@ -29,7 +29,9 @@ def run(folder: Path, tp: TPGroup) -> dict[str, torch.Tensor | list[int]]:
     model = load_model(EngineConfig(model_path=str(folder)), resolve(str(folder)), tp, "cpu", torch.float32)
     logits_TV = Driver(model, tp_size=tp.size).prefill(Row(PROMPT), 20)
     tokens = Driver(model, tp_size=tp.size).greedy(PROMPT, NEW)
-    return {"logits": logits_TV.clone(), "tokens": tokens}
+    hidden_LD = torch.randn(50, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    best = model.head.argmax(model.head.logits_part(hidden_LD)), model.logits(hidden_LD).argmax(-1)
+    return {"logits": logits_TV.clone(), "tokens": tokens, "argmax": [x.tolist() for x in best]}
 
 
 def worker(rank: int, size: int, port: int, folders: dict[str, Path], out: Path) -> None:
@@ -65,6 +67,7 @@ def test_two_ranks_equal_one(outputs, name):
     for rank in said:  # the logits are complete on every rank
         torch.testing.assert_close(rank[name]["logits"], expected["logits"], atol=1e-4, rtol=1e-4)
         assert rank[name]["tokens"] == expected["tokens"]
+        assert rank[name]["argmax"][0] == rank[name]["argmax"][1] == expected["argmax"][0]
 
 
 def test_collectives(outputs):

@@ -17,9 +17,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from raysgl.kernels.sum_ranks import Peers, most_rows
-from raysgl.kernels.triton.runtime import INTERPRETED
+from raysgl.kernels.triton.runtime import INTERPRETED, launch_options
 
 PROGRAMS = 2 if INTERPRETED else 128
 """They wait for each other, so all must run at once: fewer than an H100 has SMs."""
@@ -66,8 +67,11 @@ def _finish(
 def _sum_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, peers_ptr, calls_ptr, rows, words, most_rows, eps,
     RANK: tl.constexpr, RANKS: tl.constexpr, DATA: tl.constexpr, BLOCK_W: tl.constexpr, DTYPE: tl.constexpr,
-    ADD: tl.constexpr,
+    ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()  # few programs run here, and they wait for the link: the others may read weights meanwhile
     program, programs = tl.program_id(0), tl.num_programs(0)
     call = tl.load(calls_ptr + program) + 1
     half = (call & 1) * RANKS
@@ -133,5 +137,6 @@ def sum_ranks(
             x, residual, weight, out, peers.addresses, peers.own.view(torch.int32), rows, dim // 2, most, eps,
             RANK=peers.rank, RANKS=peers.size, DATA=DATA, BLOCK_W=triton.next_power_of_2(dim // 2), ADD=residual_TD is not None,
             DTYPE=tl.bfloat16 if part_TD.dtype == torch.bfloat16 else tl.float16, num_warps=8,
+            **launch_options(),
         )  # fmt: skip
     return out_TD
