@@ -40,6 +40,7 @@ def build(args: AppConfig) -> Application:
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=args.server.drain_timeout_s + STOP_MARGIN_S,
+        max_surge_percent=100,  # an update starts new ones first; they share the port with the old
         ray_actor_options={"num_cpus": 0},
     )
     # Serve deploys what the ingress is bound to; it talks to the engines over its own sockets, not through these handles.
@@ -59,6 +60,7 @@ def _replicas(model: ModelConfig, index: int, server: ServerConfig) -> Applicati
             health_check_timeout_s=HEALTH_TIMEOUT_S,
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=model.drain_timeout_s + STOP_MARGIN_S,
+            max_surge_percent=model.max_surge_percent,
             placement_group_bundles=bundles(model, device),
             placement_group_strategy=model.placement_strategy,
             **labels,

@@ -198,6 +198,9 @@ class ModelConfig(Settings):
         default_factory=dict, description="only nodes with these Ray labels, such as ray.io/accelerator-type: H100"
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="how long a stopping replica lets its requests finish")
+    max_surge_percent: int = Field(
+        0, ge=0, le=100, description="replicas that an update may start before it stops old ones; 0: none, it needs no room"
+    )
     hang_timeout_s: float = Field(
         60.0, gt=0, description="a replica with work whose steps do not end for so long is replaced; long steps get longer"
     )

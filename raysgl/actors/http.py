@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvicorn
 
 from raysgl.actors.http_guard import guarded
@@ -51,6 +53,21 @@ def listening_socket(host: str, port: int, share: bool = True) -> socket.socket:
     return sock
 
 
+ACCEPT_S = 0.05
+"""Time to accept what has been connected, once nothing more can be."""
+LEAVE_S = 1.0
+"""Then clients have so long to send a request on a connection that they have open: it is answered, and the connection closed."""
+
+
+def others_listen(port: int) -> bool:
+    """Whether another process of this machine listens on the port too."""
+    try:
+        found = [c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid != os.getpid()]
+    except psutil.AccessDenied:  # macOS
+        return False
+    return port in found
+
+
 class HttpServer:
     """Serves `app` on a socket, in the running loop."""
 
@@ -58,9 +75,11 @@ class HttpServer:
         self, app: App, sock: socket.socket, drain_timeout_s: float, settings: ServerConfig, log_level: str = "warning"
     ):
         """OSError or ssl.SSLError if the certificate cannot be used."""
+        self._leaving = asyncio.Event()
+        self._sock = sock
         config = uvicorn.Config(
             app,
-            http=guarded(settings.max_header_bytes),
+            http=guarded(settings.max_header_bytes, self._leaving),
             **_tls(settings),
             ws="none",
             lifespan="on",
@@ -85,6 +104,20 @@ class HttpServer:
     @property
     def alive(self) -> bool:
         return not self._task.done()
+
+    async def leave(self) -> None:
+        """Others listen here too: let them have what comes, and answer what is on the way to here.
+
+        A socket that is closed resets the connections that nobody has accepted. With a backlog of none the kernel drops whatever else would
+        connect, and the client tries again a second later, when the socket is gone.
+        """
+        self._leaving.set()
+        self._sock.listen(0)
+        await asyncio.sleep(ACCEPT_S)
+        for server in self._server.servers:
+            server.close()
+        self._sock.close()
+        await asyncio.sleep(LEAVE_S)
 
     async def drain(self) -> None:
         """Stop listening and close idle connections; answers under way may finish within the drain timeout."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import Event
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -11,8 +12,8 @@ HEAD_TIMEOUT_S = 30.0
 """From a connection's beginning, or a later request's first byte, to the end of the head."""
 
 
-def guarded(max_head: int) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol with heads of at most so many bytes."""
+def guarded(max_head: int, leaving: Event) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol with heads of at most so many bytes. leaving: once set, no connection is used for another request."""
 
     class Guarded(HttpToolsProtocol):
         _head = 0
@@ -45,6 +46,8 @@ def guarded(max_head: int) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._end_head()
             super().on_headers_complete()
+            if leaving.is_set() and self.cycle is not None:
+                self.cycle.keep_alive = False  # the answer says so
 
         def _start_head(self) -> None:
             self._head, self._in_head = 0, True

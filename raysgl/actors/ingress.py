@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 from raysgl.actors import coordinator as coordination
 from raysgl.actors.dispatcher import Dispatcher
 from raysgl.actors.errors import sentence
-from raysgl.actors.http import App, HttpServer, bridge, listening_socket
+from raysgl.actors.http import App, HttpServer, bridge, listening_socket, others_listen
 from raysgl.actors.index_check import IndexCheck, wrong_masks
 from raysgl.actors.served_models import load_served_model
 from raysgl.actors.transport import KeyPair, Transport
@@ -115,6 +115,7 @@ class IngressLoop:
         self.dispatcher.index_check = IndexCheck(self._coordinators, self._mirror, self._handles)
         self.app = create_app(self.dispatcher, server, self.name if server.num_ingress > 1 else None)
         loop = asyncio.get_running_loop()
+        await self._catch_up(0)  # one that replaces another knows the replicas before it is asked
         self._tasks = [loop.create_task(self._follow(shard)) for shard in range(server.coordinator_shards)]
         self._tasks.append(loop.create_task(self._tell()))
         self._http = HttpServer(self.app, sock, CLOSE_S, server)
@@ -129,7 +130,9 @@ class IngressLoop:
     async def stop(self) -> None:
         if hasattr(self, "_http"):
             self.dispatcher.stopping = True
-            # First the gate, still listening: who asks now gets 503 and Retry-After, through Serve's bridge too.
+            if await asyncio.to_thread(others_listen, self._config.server.port):
+                await self._http.leave()
+            # First the gate, still listening if nobody else does: who asks now gets 503 and Retry-After, through Serve's bridge too.
             await self.app.state.gate.drain(self._config.server.drain_timeout_s)
             await self._http.drain()
             self.dispatcher.draining = True
@@ -159,16 +162,19 @@ class IngressLoop:
         """Keep the mirror like a shard of the coordinator, and be connected to every replica that the first one knows."""
         while True:
             try:
-                updates, handles = await self._coordinators[shard].sync.remote(self.name, *self._mirror.cursors[shard])
-                self._mirror.apply(self._decode(updates), time.monotonic(), shard)
-                if not shard:
-                    self._handles.update(handles)
-                    self._connect()
+                await self._catch_up(shard)
             except RayError as error:
                 log.warning("the coordinator does not answer (%s); serving goes on without it", type(error).__name__)
                 await asyncio.sleep(AWAY_S)
                 with contextlib.suppress(RayError, ValueError):
                     self._coordinators[shard] = await asyncio.to_thread(coordination.connect, self._application, shard)
+
+    async def _catch_up(self, shard: int) -> None:
+        updates, handles = await self._coordinators[shard].sync.remote(self.name, *self._mirror.cursors[shard])
+        self._mirror.apply(self._decode(updates), time.monotonic(), shard)
+        if not shard:
+            self._handles.update(handles)
+            self._connect()
 
     def _connect(self) -> None:
         alive = set()

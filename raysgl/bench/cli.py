@@ -106,3 +106,16 @@ def stream(
     from raysgl.bench.stream import run
 
     show(json, lambda stage: run(streams, rate, seconds, stage))
+
+
+@bench.command()
+def overload(
+    factor: Annotated[float, typer.Option(min=1.0, help="times the capacity")] = 10.0,
+    limit: Annotated[float, typer.Option(min=0.1, help="max_queue_seconds")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=5.0, help="of each load")] = 20.0,
+    json: Json = False,
+) -> None:
+    """More requests than a made-up engine can take: time to first token of the accepted ones, and how many it still finishes."""
+    from raysgl.bench.overload import run
+
+    show(json, lambda stage: run(factor, limit, seconds, stage))

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 
 class HTTPFailure(Exception):
-    """An answer other than 200, or one that broke off. `status` is 0 when there was none."""
+    """An answer other than 200, or one that broke off. `status` is 0 when there was none. `retry_after`: seconds, 0 if it does not say."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, retry_after: float = 0.0):
         super().__init__(f"HTTP {status}: {message}" if status else message)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ async def events(target: Target, path: str, body: dict) -> AsyncIterator[bytes]:
     try:
         status, headers = await _head(reader)
         if status != 200:
-            raise HTTPFailure(status, (await _rest(reader, headers)).decode(errors="replace")[:500])
+            message = (await _rest(reader, headers)).decode(errors="replace")[:500]
+            raise HTTPFailure(status, message, float(headers.get("retry-after", 0)))
         buffer = b""
         async for piece in _pieces(reader, headers):
             buffer += piece.replace(b"\r", b"")  # some servers end lines with \r\n; JSON has no bare \r

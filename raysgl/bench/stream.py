@@ -33,14 +33,11 @@ def run(streams: int, rate: float, seconds: float, stage: Stage) -> Report:
     public, secret = zmq.curve_keypair()
     spec = Spec(streams, rate, max(WARM_UP_TOKENS + 1, round(rate * seconds)), free_port(), (public.decode(), secret.decode()))
     stage("starting")
-    with _peer("engine", spec) as engine:
-        spec.engine = msgspec.json.decode(_line(engine), type=ReplicaInfo)
-        with _peer("ingress", spec) as ingress:
-            _line(ingress)
-            stage(f"{streams} streams of {rate:g} tokens/s for {seconds:g} s")
-            ages, counts, errors = uvloop.run(_clients(spec))
-            ingress.terminate()
-            vitals = msgspec.json.decode(_line(ingress))
+    with made_up(spec) as ingress:
+        stage(f"{streams} streams of {rate:g} tokens/s for {seconds:g} s")
+        ages, counts, errors = uvloop.run(_clients(spec))
+        ingress.terminate()
+        vitals = msgspec.json.decode(_line(ingress))
     report = Report(f"{streams} streams of {rate:g} tokens/s for {seconds:g} s, made-up engine")
     report.add("errors", "errors", len(errors), errors[0][:80] if errors else "")
     report.add("tokens", "tokens received", sum(counts), f"of {streams * spec.tokens}")
@@ -52,6 +49,16 @@ def run(streams: int, rate: float, seconds: float, stage: Stage) -> Report:
         report.add(f"lag_{label}_ms", f"event-loop lag of the ingress, {label}", 1000 * percentile(vitals["lags"], share), note)
     report.add("ingress_cpu_us", "ingress CPU for a token", 1e6 * vitals["cpu_s"] / max(1, sum(counts)), "µs")
     return report
+
+
+@contextlib.contextmanager
+def made_up(spec: Spec) -> Iterator[subprocess.Popen]:
+    """A made-up engine and an ingress, both ready; the ingress's process. Raises `ServerFailed`."""
+    with _peer("engine", spec) as engine:
+        spec.engine = msgspec.json.decode(_line(engine), type=ReplicaInfo)
+        with _peer("ingress", spec) as ingress:
+            _line(ingress)
+            yield ingress
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ the ingress one more at its end. Both end on SIGTERM.
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 import threading
@@ -33,7 +34,8 @@ LAG_PROBE_S = 0.01
 
 
 class Spec(msgspec.Struct):
-    """What both processes are told. `engine` is what the engine printed; `keys` a CURVE pair."""
+    """What both processes are told. `engine` is what the engine printed; `keys` a CURVE pair. `streams`: that run at a time; as many may
+    wait, or (`max_queue_seconds`) for as long as expected."""
 
     streams: int
     rate: float
@@ -41,6 +43,11 @@ class Spec(msgspec.Struct):
     port: int
     keys: tuple[str, str]
     engine: ReplicaInfo | None = None
+    max_queue_seconds: float = 0.0
+
+    @property
+    def max_queued(self) -> int:
+        return 10**6 if self.max_queue_seconds else self.streams
 
 
 def ticks() -> int:
@@ -112,8 +119,9 @@ def run_engine(spec: Spec) -> None:
         num_pages=pages,
         context_length=spec.tokens + 256,
         max_running=spec.streams,
-        max_queued=spec.streams,
+        max_queued=spec.max_queued,
         step_tokens=8192,
+        max_queue_seconds=spec.max_queue_seconds or math.inf,
     )
     done = threading.Event()
 
@@ -134,7 +142,7 @@ def run_engine(spec: Spec) -> None:
     service.start()
     endpoint = service.inbox.endpoint
     info = ReplicaInfo(
-        "clock#0", 1, MODEL, endpoint.address, {"curve": endpoint.public_key}, page_size=page, max_queued=spec.streams
+        "clock#0", 1, MODEL, endpoint.address, {"curve": endpoint.public_key}, page_size=page, max_queued=spec.max_queued
     )
     _say(info)
     signal.signal(signal.SIGTERM, lambda *_: done.set())

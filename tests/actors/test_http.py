@@ -6,6 +6,8 @@ import asyncio
 import datetime
 import ipaddress
 import ssl
+import sys
+from asyncio.subprocess import PIPE
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from raysgl.actors import http_guard
+from raysgl.actors import http, http_guard
 from raysgl.actors.http import HttpServer, listening_socket
 from raysgl.config import ServerConfig, explain
 from raysgl.launcher import answers
@@ -158,3 +160,50 @@ async def test_heads_that_do_not_end(monkeypatch, sent):
     monkeypatch.setattr(http_guard, "HEAD_TIMEOUT_S", 0.05)
     async with Listener() as port:
         assert (await talk(port, sent)).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+async def test_one_of_two_listeners_leaves_and_nobody_notices(monkeypatch, keep_alive):
+    """Under load: the connections that clients keep, and those that come at the wrong moment, end well."""
+    monkeypatch.setattr(http, "LEAVE_S", 0.3)
+    first = listening_socket("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    settings = ServerConfig()
+    going, staying = HttpServer(app, first, 1, settings), HttpServer(app, listening_socket("127.0.0.1", port), 1, settings)
+    await going.started()
+    await staying.started()
+    stop, got = asyncio.Event(), []
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None if keep_alive else 0)
+
+    async def ask(client) -> None:
+        while not stop.is_set():
+            got.append(await client.get(f"http://127.0.0.1:{port}/"))
+
+    async with httpx.AsyncClient(limits=limits, timeout=20) as client, asyncio.TaskGroup() as group:
+        for _ in range(16):
+            group.create_task(ask(client))
+        while len(got) < 60:
+            await asyncio.sleep(0.01)
+        await going.leave()
+        await going.drain()
+        more = len(got) + 60
+        while len(got) < more:
+            await asyncio.sleep(0.01)
+        stop.set()
+    assert {answer.text for answer in got} == {"ok"}
+    assert sum(answer.headers.get("connection") == "close" for answer in got) > 0 or not keep_alive
+    await staying.drain()
+
+
+async def test_others_that_listen_are_those_of_other_processes():
+    with listening_socket("127.0.0.1", 0) as mine:
+        mine.listen()
+        port = mine.getsockname()[1]
+        assert not http.others_listen(port)
+        script = f"from raysgl.actors.http import listening_socket as s; x = s('127.0.0.1', {port}); x.listen(); print(flush=True); input()"
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdin=PIPE, stdout=PIPE)
+        await other.stdout.readline()
+        assert http.others_listen(port)
+        other.kill()
+        await other.wait()
+        assert not http.others_listen(port)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raysgl.bench import server, stream, stream_peer
+from raysgl.bench import overload, server, stream, stream_peer
 
 
 def test_a_short_run_loses_no_token():
@@ -15,6 +15,14 @@ def test_a_short_run_loses_no_token():
     assert {"added_p50_ms", "lag_p99_ms", "ingress_cpu_us"} <= set(report.data)
     assert report.data["added_p50_ms"] < 13_000  # no age is from the round of ids before
     assert said == ["starting", "4 streams of 50 tokens/s for 1.5 s"]
+
+
+def test_a_short_overload_refuses_and_finishes():
+    report = overload.run(factor=5.0, limit_s=0.5, seconds=5.0, stage=lambda said: None)
+    figures = report.data
+    assert figures["x1_errors"] == figures["x5_errors"] == 0
+    assert figures["x5_refused"] > 50 and figures["x5_finished"] > 0
+    assert figures["x5_retry_after"] >= 1
 
 
 def test_ids_are_times():

@@ -80,6 +80,25 @@ def ingress(cluster: FakeCluster, load: Load) -> set[Call]:
     return excused
 
 
+def update(cluster: FakeCluster, load: Load) -> set[Call]:
+    """Deploy a changed config: every replica and every ingress is replaced."""
+    cluster.deploy(engine={"max_running_requests": 48})
+    return set()
+
+
+def fewer(cluster: FakeCluster, load: Load) -> set[Call]:
+    """One replica less, and one ingress."""
+    cluster.deploy(replicas=cluster.replicas - 1, ingresses=1)
+    return set()
+
+
+def only(cluster: FakeCluster, load: Load) -> set[Call]:
+    """Update the one replica that there is: for seconds there is none, and new requests wait."""
+    cluster.deploy(replicas=1, ingresses=1)
+    cluster.deploy(replicas=1, ingresses=1, engine={"max_running_requests": 48})
+    return set()
+
+
 def _peer(connection, engine: psutil.Process, ports: set[int]) -> bool:
     """Whether the other end is the engine's: either of the two may have opened it."""
     theirs = {c.raddr.port for c in engine.net_connections("tcp") if c.raddr}
@@ -115,4 +134,7 @@ FAILURES: dict[str, Failure] = {
     "ingress": ingress,
     "hang": hang,
     "all shards": all_shards,
+    "update": update,
+    "fewer": fewer,
+    "update of the only one": only,
 }

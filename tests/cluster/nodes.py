@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Self
 
+import httpx
 import msgspec
 import psutil
 
@@ -99,7 +101,7 @@ class FakeCluster:
             ray.shutdown()
             self._cluster.shutdown()
             for process in everything:  # what was stopped, or lost its node, has heard of none of this
-                if process.is_running():
+                with contextlib.suppress(psutil.Error):
                     process.kill()
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -142,7 +144,16 @@ class FakeCluster:
             ],
         }
         serve.run(build(AppConfig.model_validate(config)), name=NAME, route_prefix="/")
-        self.wait_whole()
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(self.url + "/ready", timeout=2).status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise AssertionError("the application does not become ready")
 
     def whole(self) -> bool:
         """Whether all replicas serve, as the coordinator knows them, Serve does, and there are processes."""
