@@ -47,7 +47,7 @@ REFUSED = (429, 503)
 """An engine's refusals that another need not share: its queue is full, it is stopping."""
 HOMELESS_S = 120.0
 """How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
-HELD_S = 30.0
+HELD_S = 60.0
 """How long a new request waits for a replica, where there was one before: the only one is being replaced."""
 MOST_HELD = 1024
 """So many sequences may wait for a replica before new requests are refused at once."""

@@ -152,7 +152,12 @@ def _load(model: ServedModel, load: Load, sections: tuple[str, ...] | list[str])
             "hot_tokens": load.hot_pages * model.page_size,
         }
     if "queues" in sections:
-        found["queues"] = {"waiting": load.waiting, "retractions": load.retractions}
+        found["queues"] = {
+            "waiting": load.waiting,
+            "expected_wait": load.queue_seconds,
+            "full": load.full,
+            "retractions": load.retractions,
+        }
     return found
 
 

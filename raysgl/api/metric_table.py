@@ -99,6 +99,7 @@ REALTIME = "Tokens computed, and found in the cache"
 MEASURES = (
     Measure("num_running_reqs", "num_requests_running", "Sequences running", lambda load, _: load.running),
     Measure("num_queue_reqs", "num_requests_waiting", "Sequences waiting", lambda load, _: load.waiting),
+    Measure("queue_expected_wait_seconds", "", "How long a new request would wait for its turn", lambda load, _: load.queue_seconds),
     Measure("num_queue_tokens", "", "Prompt tokens not computed yet", lambda load, _: load.queued_tokens),
     Measure("token_usage", "kv_cache_usage_perc", "Share of the KV pool in use",
             lambda load, _: _used(load) / max(1, load.total_pages)),

@@ -69,7 +69,7 @@ async def test_loads(configured):
     assert (load["num_running_reqs"], load["num_waiting_reqs"]) == (3, 2)
     assert (load["token_usage"], load["cache_hit_rate"], load["num_used_tokens"]) == (0.2, 0.25, 320)
     assert load["memory"] == {"token_capacity": 1600, "free_tokens": 800, "cached_tokens": 480, "hot_tokens": 0}
-    assert load["queues"] == {"waiting": 2, "retractions": 0}
+    assert load["queues"] == {"waiting": 2, "expected_wait": 0.0, "full": False, "retractions": 0}
     (core,) = (await get(configured, "/v1/loads?include=core")).json()["loads"]
     assert "memory" not in core and "queues" not in core and core["num_running_reqs"] == 3
     (memory,) = (await get(configured, "/v1/loads?include=memory,queues")).json()["loads"]
