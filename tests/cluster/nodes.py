@@ -53,7 +53,7 @@ def checkpoint(folder: Path) -> Path:
     return folder
 
 
-HANG_S = 8.0
+HANG_S = 12.0
 STEADY_S = 2.0
 GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
 
