@@ -12,10 +12,8 @@ stands on counts, never on the ids of tokens still to come.
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from raysgl.cache.radix_tree import Match
 from raysgl.engine.arrivals import refusal, sequences
@@ -26,7 +24,9 @@ from raysgl.engine.kv_pages import KVPages
 from raysgl.engine.outputs import Outputs, add_prompt_logprobs
 from raysgl.engine.plan import StepResult
 from raysgl.engine.plan_builder import PlanBuilder, Step
+from raysgl.engine.preemption import last_of, victims
 from raysgl.engine.queue_limit import QueueLimit
+from raysgl.engine.scheduler_config import SchedulerConfig
 from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.shared_prefixes import GroupFinder
 from raysgl.engine.waiting import WaitingQueue
@@ -36,28 +36,6 @@ from raysgl.sampling.token_masks import TokenMasks
 
 HOT_PERIODS = 10
 """A cached page is hot when a request has found it in the tree's current period or so many before; the loop counts the periods."""
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """`step_tokens` is the most that one step computes; 0 means prompts are never chunked.
-
-    `eos_token_ids` end a sequence unless it ignores them. `group_prefixes`: tell the runner which rows share a prefix.
-    `max_queue_seconds`: requests that would wait longer are refused.
-    """
-
-    page_size: int
-    num_pages: int
-    context_length: int
-    max_running: int
-    max_queued: int
-    step_tokens: int
-    eos_token_ids: tuple[int, ...] = ()
-    policy: str = "fcfs"
-    conservativeness: float = 1.0
-    radix_cache: bool = True
-    group_prefixes: bool = False
-    max_queue_seconds: float = math.inf
 
 
 class Scheduler:
@@ -158,6 +136,8 @@ class Scheduler:
             self._take_in_grammars()
         for seq in self.deadlines.missed(self._clock()):
             self._drop(seq, Finish("abort", message="it waited until its deadline could not be met any more", status=504))
+        if len(self.waiting):
+            self._preempt()
         builder = PlanBuilder()
         self._plan_decodes(builder)
         self._plan_prefills(builder)
@@ -194,14 +174,15 @@ class Scheduler:
             self._finish(seq, self.outputs.of(seq), finish)
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
-        """One token for every sequence that has one to compute; retracts the youngest where pages run out."""
+        """One token for every sequence that has one to compute; retracts those whose turn came last where pages run out."""
         ready = [seq for seq in self.running if seq.decoding and seq.length < seq.max_tokens]
         page_size = self.config.page_size
         while True:
             short = [seq for seq in ready if seq.num_computed >= len(seq.pages) * page_size]
             if self.pages.make_room(len(short)):
                 break
-            self._retract(self.running[-1])
+            self._retract(last_of(self.running))
+            self.estimator.retracted()
             ready = [seq for seq in ready if seq.status is Status.RUNNING]
         for seq in short:
             self.pages.add_page(seq)
@@ -241,6 +222,18 @@ class Scheduler:
         return max(self.config.step_tokens - builder.num_decode, self.config.page_size) - builder.num_prefill
 
     # ---------------------------------------------------------------- admission
+
+    def _preempt(self) -> None:
+        """Running sequences of far lower priority make room for the one whose turn it is. Before anything of a step is planned: what
+        they give back must not be in it."""
+        urgent = self.waiting.first()
+        if urgent is None or urgent.num_pending:
+            return
+        for victim in victims(self.running, urgent):
+            need = self.pages.pages_for(len(urgent.tokens)) + sum(map(self._expected_growth, [urgent, *self.running]))
+            if self._free_slots and need <= self.pages.available:
+                return
+            self._retract(victim)
 
     def _admit(self, builder: PlanBuilder) -> None:
         """Take waiting sequences in the policy's order while slots, pages and the step's tokens last."""
@@ -303,11 +296,10 @@ class Scheduler:
         seq.slot, seq.decoding = -1, False
 
     def _retract(self, seq: Sequence) -> None:
-        """Back to the head of the queue. Tokens that launched steps sample are still taken in when they come."""
+        """Back to its place in the queue. Tokens that launched steps sample are still taken in when they come."""
         self._release(seq)
         seq.status = Status.WAITING
         self.waiting.put_back(seq)
-        self.estimator.retracted()
         self.stats.retractions += 1
         seq.retractions += 1
 

@@ -58,6 +58,11 @@ class WaitingQueue:
         """It was admitted, aborted, or finished while waiting."""
         self.tokens -= self._items.pop(seq)
 
+    def first(self) -> Sequence | None:
+        """The one whose turn it is."""
+        self._sort()
+        return next(iter(self._items), None)
+
     def ahead(self, turn: float) -> tuple[int, int]:
         """How many sequences, and tokens of them, have their turn before this one."""
         if self._sorted and turn >= self._last[0]:
@@ -71,14 +76,17 @@ class WaitingQueue:
 
     def candidates(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
         """Sequences in the order to try them; the caller may remove the one it was given."""
-        if not self._sorted:
-            self._items = dict(sorted(self._items.items(), key=lambda item: _place(item[0])))
-            self._last = _place(next(reversed(self._items)))
-            self._sorted = True
+        self._sort()
         if self._policy == "lpm" and 1 < len(self._items) <= LPM_LIMIT:
             yield from self._by_prefix(cached_tokens)
         else:
             yield from [seq for seq, _ in zip(self._items, range(SCAN_LIMIT))]
+
+    def _sort(self) -> None:
+        if not self._sorted and self._items:
+            self._items = dict(sorted(self._items.items(), key=lambda item: _place(item[0])))
+            self._last = _place(next(reversed(self._items)))
+            self._sorted = True
 
     def _by_prefix(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
         def rank(seq: Sequence) -> tuple:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 import tempfile
@@ -33,9 +34,10 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
     arguments.add_argument("--streams", type=int, default=64, help="at a time")
     arguments.add_argument("--tokens", type=int, default=200, help="of each stream")
+    arguments.add_argument("--tp", type=int, default=1, help="shards of a replica")
     arguments.add_argument("--only", nargs="+", choices=FAILURES, default=list(FAILURES))
     options = arguments.parse_args()
-    with FakeCluster(Path(tempfile.mkdtemp(prefix="raysgl-cluster-"))) as cluster:
+    with FakeCluster(Path(tempfile.mkdtemp(prefix="raysgl-cluster-")), options.tp) as cluster:
         cluster.deploy()
         rows = asyncio.run(run(cluster, options))
     print(
@@ -54,16 +56,21 @@ async def run(cluster: FakeCluster, options: argparse.Namespace) -> list[Row]:
 
 
 async def one(cluster: FakeCluster, load: Load, name: str) -> Row:
+    wrong, excused, whole_s = [], set(), math.inf
     async with load.running():
         at = time.monotonic()
-        excused = await asyncio.to_thread(FAILURES[name], cluster, load)
-        whole_s = await asyncio.to_thread(cluster.wait_whole) - at
-    row = Row(name, load.longest_pause(at), whole_s, len(load.done), sum(bool(c.error) for c in excused), load.failed(excused))
-    print(f"{name}: {row.streams} streams, {len(row.wrong)} wrong", file=sys.stderr, flush=True)
+        try:
+            excused = await asyncio.to_thread(FAILURES[name], cluster, load)
+            whole_s = await asyncio.to_thread(cluster.wait_whole) - at
+        except AssertionError as error:
+            wrong.append(str(error))
+    wrong += load.failed(excused)
     try:
         await asyncio.to_thread(cluster.check_at_rest)
     except AssertionError as error:
-        row.wrong.append(f"not at rest afterwards: {error}")
+        wrong.append(f"not at rest afterwards: {error}")
+    row = Row(name, load.longest_pause(at), whole_s, len(load.done), sum(bool(call.error) for call in excused), wrong)
+    print(table([row]).splitlines()[-1], file=sys.stderr, flush=True)
     if len(cluster.workers) < WORKERS:
         cluster.workers.append(cluster.add_node())  # Ray wants the main thread
     return row

@@ -59,9 +59,10 @@ GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
 
 
 class FakeCluster:
-    """A head node without CPUs and `WORKERS` nodes; use it as a context manager."""
+    """A head node without CPUs and `WORKERS` nodes; use it as a context manager. tp_size: shards of a replica."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, tp_size: int = 1):
+        self._tp_size = tp_size
         self._model_path = checkpoint(folder / "model")
         self._folder = folder
         self.port = _free_port()
@@ -134,9 +135,11 @@ class FakeCluster:
                         "dtype": "float64",
                         "max_total_tokens": 32768,
                         "cpu_threads": 1,
+                        "tp_size": self._tp_size,
                         **(engine or {}),
                     },
                     "num_replicas": replicas,
+                    "num_cpus_per_shard": 1 / self._tp_size,
                     "drain_timeout_s": 60,
                     "hang_timeout_s": HANG_S,
                     **model,
@@ -168,9 +171,10 @@ class FakeCluster:
             return False
         serving = msgspec.msgpack.decode(status, type=coordinator.Status).serving.get(MODEL, ())
         application = serve.status().applications[NAME]
-        return len(serving) == len(self.shards()) == self.replicas and application.status == "RUNNING"
+        shards = len(self.shards()) / self._tp_size
+        return len(serving) == shards == self.replicas and application.status == "RUNNING"
 
-    def wait_whole(self, seconds: float = 120) -> float:
+    def wait_whole(self, seconds: float = 200) -> float:
         """Until it has been whole for a while: not everybody notices a loss at once. Returns time.monotonic() of when it became so."""
         limit, since = time.monotonic() + seconds, 0.0
         while not since or time.monotonic() < since + STEADY_S:

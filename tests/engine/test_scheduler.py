@@ -209,6 +209,28 @@ def test_priority_goes_first(policy):
     assert order_of(engine) == [2, 4, 0, 1, 3]
 
 
+@pytest.mark.parametrize("scarce", ["places", "memory"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_request_of_much_higher_priority_interrupts_and_no_token_is_lost(scarce, overlap):
+    sizes = {"max_running": 2} if scarce == "places" else {"num_pages": 40}
+    engine = Engine(overlap=overlap, **sizes)
+    prompts = {uid: [uid, *range(20)] for uid in range(4)}
+    for uid, priority in ((0, 1), (1, 0)):
+        engine.submit(uid, prompts[uid], max_new=40, priority=priority)
+    for _ in range(12):
+        engine.loop.run_once()
+    assert len(engine.scheduler.running) == 2 and engine.tokens(1)
+    engine.submit(2, prompts[2], max_new=40, priority=9)
+    engine.loop.run_once()
+    engine.loop.run_once()
+    assert engine.scheduler.stats.retractions == 0, "not much higher"
+    engine.submit(3, prompts[3], max_new=40, priority=10)
+    assert order_of(engine)[-1] == 1, "the one of the lowest priority made room"
+    assert engine.scheduler.stats.retractions >= 1
+    for uid, prompt in prompts.items():
+        assert engine.tokens(uid) == expected(prompt, 40)
+
+
 def test_a_point_of_priority_is_worth_a_while_of_waiting():
     """So nobody starves: who came long enough before is not overtaken any more."""
     now = [100.0]
