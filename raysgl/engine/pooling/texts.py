@@ -91,7 +91,7 @@ class TextScheduler:
     def add(self, submit: Submit) -> None:
         """Queue a text. One that can never run is answered at once."""
         token_ids = np.frombuffer(submit.input_ids, dtype=np.int32)
-        if (refusal := self._refusal(len(token_ids))) is not None:
+        if (refusal := self._refusal(len(token_ids), submit.accepted)) is not None:
             self.outputs.finish(submit.ingress, submit.uid, refusal)
             return
         self._arrivals += 1
@@ -108,13 +108,13 @@ class TextScheduler:
         self._waiting[text.key] = text
         self.stats.queued_tokens += len(token_ids)
 
-    def _refusal(self, count: int) -> Finish | None:
+    def _refusal(self, count: int, accepted: bool) -> Finish | None:
         if not count:
             return Finish("error", message="the text is empty", status=400)
         if count > (limit := self.config.context_length):
             return Finish("error", message=f"the text has {count} tokens, but the context length is {limit}", status=400)
-        if len(self._waiting) >= self.config.max_queued:
-            return Finish("abort", message=f"{len(self._waiting)} texts are waiting already", status=503)
+        if len(self._waiting) >= self.config.max_queued and not accepted:
+            return Finish("abort", message=f"{len(self._waiting)} texts are waiting already", status=429)
         return None
 
     def abort(self, ingress: str, uids: list[int]) -> None:

@@ -67,7 +67,7 @@ def test_refusals():
     texts.add(submit(3, 51))
     texts.add(submit(4, 0))
     outputs = {output.uid: output.finish for output in texts.outputs.take()["i"]}
-    assert {uid: finish.status for uid, finish in outputs.items()} == {2: 503, 3: 400, 4: 400}
+    assert {uid: finish.status for uid, finish in outputs.items()} == {2: 429, 3: 400, 4: 400}
 
 
 def test_aborts():
