@@ -48,11 +48,11 @@ REFUSED = (429, 503)
 HOMELESS_S = 120.0
 """How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
 HELD_S = 60.0
-"""How long a new request waits for a replica, where there was one before: the only one is being replaced."""
+"""The same for a new request, where there was a replica before: the only one is being replaced."""
+COLD_START_S = 600.0
+"""The same where the model has been scaled to zero: a node may have to be added, and an image pulled."""
 MOST_HELD = 1024
 """So many sequences may wait for a replica before new requests are refused at once."""
-COLD_START_S = 600.0
-"""The same for a request whose model has been scaled to zero: a node may have to be added, and an image pulled."""
 MAX_REFUSALS = 3
 """So many replicas are asked to take a new request. Where they are flooded, asking all of them would be a flood of its own."""
 SHORTEST_S = 0.001

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from raysgl.cache.hashing import page_hashes as chain_of
 from raysgl.engine.sequence import Sequence
 from raysgl.engine.waiting import turn_of
 from raysgl.messages import Finish, Submit, unpack_ids
@@ -25,7 +26,7 @@ def refusal(submit: Submit, context_length: int, pool_tokens: int, constrained: 
 
 
 def sequences(
-    submit: Submit, limit: int, eos_token_ids: tuple[int, ...], arrivals: Iterator[int], now: float
+    submit: Submit, limit: int, page_size: int, eos_token_ids: tuple[int, ...], arrivals: Iterator[int], now: float
 ) -> list[Sequence]:
     """Its `n` sequences. limit: tokens that one may have. arrivals: numbers them. now: time.monotonic()."""
     prompt, sent = unpack_ids(submit.input_ids), unpack_ids(submit.output_ids)
@@ -35,6 +36,9 @@ def sequences(
     stop_ids = set(sampling.stop_token_ids)
     if not sampling.ignore_eos:
         stop_ids.update(eos_token_ids)
+    hashes = submit.page_hashes
+    if len(hashes) != len(prompt) // page_size:  # it was hashed for a replica of before an update
+        hashes = chain_of(submit.input_ids, page_size, submit.extra_key)
     return [
         Sequence(
             uid=submit.uid + i,
@@ -46,7 +50,7 @@ def sequences(
             tokens=prompt + sent,
             num_prompt=len(prompt),
             max_tokens=len(prompt) + asked,
-            page_hashes=submit.page_hashes,
+            page_hashes=hashes,
             extra_key=submit.extra_key,
             priority=submit.priority,
             accepted=submit.accepted,

@@ -80,7 +80,7 @@ class Scheduler:
                 self.outputs.finish(submit.ingress, uid, finish)
             return
         limit = min(config.context_length, pool_tokens)
-        for seq in sequences(submit, limit, config.eos_token_ids, self._arrivals, self._clock()):
+        for seq in sequences(submit, limit, config.page_size, config.eos_token_ids, self._arrivals, self._clock()):
             if len(seq.tokens) >= seq.max_tokens and (
                 submit.sampling.max_new_tokens != 0 or seq.sampling.prompt_logprobs is None
             ):

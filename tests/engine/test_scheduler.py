@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysgl.cache.hashing import page_hashes
 from raysgl.engine.waiting import PRIORITY_S
 from raysgl.messages import Abort, AbortRequest, FlushCache
 from tests.engine.simulated import Engine, expected
@@ -114,6 +115,20 @@ def test_moved_request_continues():
     engine.run()
     assert engine.tokens(1) == full[5:]
     assert engine.finish(1).reason == "length"
+
+
+@pytest.mark.parametrize("before", [1, 2, 8, 64])
+def test_a_request_hashed_for_another_page_size_is_hashed_again(before):
+    """An update may change page_size while requests are on their way, or move."""
+    prompt = list(range(33))
+    engine, other = Engine(num_pages=200), Engine(num_pages=200)
+    engine.submit(1, prompt)
+    (submit,) = engine.inbox
+    submit.page_hashes = page_hashes(prompt, before)
+    other.submit(1, prompt)
+    engine.run(), other.run()
+    assert engine.tokens(1) == expected(prompt, 8)
+    assert engine.events == other.events
 
 
 def test_refusals_name_the_limits():
