@@ -18,6 +18,11 @@ PIDFD_GETFD = 438
 Failure = Callable[[FakeCluster, Load], set[Call]]
 
 
+def nothing(cluster: FakeCluster, load: Load) -> set[Call]:
+    """What the others are compared with."""
+    return set()
+
+
 def shard(cluster: FakeCluster, load: Load) -> set[Call]:
     """kill -9 of a process that computes; where a replica has several, hardly the one that schedules."""
     cluster.shards()[-1].kill()
@@ -126,6 +131,7 @@ def _shut(pid: int, fd: int) -> None:
 
 
 FAILURES: dict[str, Failure] = {
+    "nothing": nothing,
     "shard": shard,
     "replica": replica,
     "connection": connection,
