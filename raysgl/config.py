@@ -64,6 +64,9 @@ class EngineConfig(Settings):
     pooling: Literal["auto", "last", "mean", "cls"] = Field(
         "auto", description="which token stands for a text, or their mean; auto: as the checkpoint says"
     )
+    allow_auto_truncate: bool = Field(
+        False, description="of models that make vectors: cut texts that are too long instead of refusing them"
+    )
     matryoshka_dimensions: list[int] | None = Field(
         None, min_length=1, description="sizes that vectors may be cut to by `dimensions`; default: the checkpoint's"
     )
@@ -100,10 +103,10 @@ class EngineConfig(Settings):
     disable_radix_cache: bool = Field(False, description="compute every prompt from its first token")
 
     max_running_requests: int | None = Field(
-        None, ge=1, description="sequences that run at a time; default 256 on cuda, 64 on cpu"
+        None, ge=1, description="sequences that run at a time; default 256 on cuda, 64 on cpu; texts to vectors: 256"
     )
     max_queued_requests: int | None = Field(
-        None, ge=0, description="waiting requests a replica accepts before 429; default: 4 x max_running_requests"
+        None, ge=0, description="waiting requests a replica accepts before 429; default: 4 x max_running_requests; texts: 16384"
     )
     max_queue_seconds: float = Field(
         30.0,
@@ -111,7 +114,8 @@ class EngineConfig(Settings):
         description="requests that would wait longer for their turn get a 429, by how fast the queue has been moving",
     )
     chunked_prefill_size: int | None = Field(
-        None, description="tokens computed in a step at most; default 8192 on cuda, 512 on cpu; -1: prompts are not chunked"
+        None,
+        description="tokens computed in a step at most; default 8192 on cuda, 512 on cpu; -1: prompts are not chunked; of texts 16384 and 2048",
     )
     schedule_policy: Literal["fcfs", "lpm"] = Field("fcfs", description="lpm: longest prefix match first")
     schedule_conservativeness: float = Field(1.0, gt=0, description="scales the expected output length at admission")

@@ -61,8 +61,7 @@ def pooling_spec(folder: Path, engine: EngineConfig) -> PoolingSpec | None:
     modules = _modules(folder)
     generates = head.endswith(CAUSAL) and not (modules if engine.is_embedding is None else engine.is_embedding)
     if generates:
-        if engine.pooling != "auto":
-            raise ModelError(f"pooling is {engine.pooling!r}, but {head} generates text; set is_embedding to true")
+        _refuse_settings(engine, head)
         return None
     if engine.is_embedding is False:
         raise ModelError(f"is_embedding is false, but {head} cannot generate text")
@@ -83,6 +82,13 @@ def pooling_spec(folder: Path, engine: EngineConfig) -> PoolingSpec | None:
         head=head,
         dimensions=_dimensions(config, engine, shape.hidden_size),
     )
+
+
+def _refuse_settings(engine: EngineConfig, head: str) -> None:
+    """Those that would have no effect on a model that generates."""
+    for name, nothing in (("pooling", "auto"), ("matryoshka_dimensions", None), ("allow_auto_truncate", False)):
+        if (value := getattr(engine, name)) != nothing:
+            raise ModelError(f"{name} is {value!r}, but {head} generates text; set is_embedding to true")
 
 
 def _classifier(config: dict[str, Any], head: str, longest: int) -> PoolingSpec:

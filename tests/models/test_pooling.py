@@ -75,8 +75,9 @@ def test_who_generates(spec):
 
 
 def test_settings_that_contradict_the_model(spec):
-    with pytest.raises(ModelError, match="set is_embedding"):
-        spec(llama(), {"pooling": "mean"})
+    for setting in ({"pooling": "mean"}, {"matryoshka_dimensions": [4]}, {"allow_auto_truncate": True}):
+        with pytest.raises(ModelError, match=f"{next(iter(setting))} is .* set is_embedding"):
+            spec(llama(), setting)
     with pytest.raises(ModelError, match="leave it at auto"):
         spec(bert("BertForSequenceClassification"), {"pooling": "mean"})
     with pytest.raises(ModelError, match="raise num_replicas"):

@@ -38,7 +38,7 @@ class Limit:
         """For a request's truncate_prompt_tokens. least: tokens that must have room. ApiError 400."""
         longest = model.context_length
         if count is None or count == -1:
-            return Limit(longest, count is not None)
+            return Limit(longest, count is not None or bool(model.config and model.config.allow_auto_truncate))
         if not least <= count <= longest:
             raise bad_request(f"{FIELD} is {count}, but must be -1 or from {least} to {longest}", FIELD)
         return Limit(count, True)

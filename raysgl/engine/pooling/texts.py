@@ -1,10 +1,12 @@
-"""Which texts a step computes: as many as fit its token budget, by priority and arrival. No torch, no Ray.
+"""Which texts a step computes: as many as fit its token budget. No torch, no Ray.
 
-See `raysgl.engine.loop.Planner` for what the loop asks of it.
+By priority; among equals requests take turns by tokens, so that one text does not wait for the two thousand of a request that came
+before (start-time fair queueing; Goyal et al. 1996). See `raysgl.engine.loop.Planner` for what the loop asks of it.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,9 @@ import numpy as np
 from raysgl.engine.outputs import Outputs
 from raysgl.messages import Finish, Load, PagesStored, Submit
 from raysgl.sampling.token_masks import TokenMasks
+
+MANY = 1024
+"""Requests whose turns are remembered without asking whether that still matters."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Text:
     token_ids: np.ndarray
     first_segment: int
     priority: int
+    turn: int
+    """Its place in line: the tokens that are computed for each request before it, if all requests have equal shares."""
     arrival: int
     added_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
@@ -53,6 +60,14 @@ class Text:
     @property
     def key(self) -> tuple[str, int]:
         return self.ingress, self.uid
+
+    @property
+    def request(self) -> tuple[str, str]:
+        return self.ingress, self.request_id
+
+    def __lt__(self, other: Text) -> bool:
+        """Whether it goes first."""
+        return (-self.priority, self.turn, self.arrival) < (-other.priority, other.turn, other.arrival)
 
 
 @dataclass(frozen=True)
@@ -81,8 +96,10 @@ class TextScheduler:
         self.config = config
         self.outputs = Outputs()
         self.stats = Load(max_running=config.max_running)
-        self._waiting: dict[tuple[str, int], Text] = {}  # in order unless not _sorted
-        self._sorted = True
+        self._waiting: dict[tuple[str, int], Text] = {}
+        self._line: list[Text] = []  # a heap; may have texts that wait no more
+        self._turn = 0  # of the text that went last
+        self._next_turns: dict[tuple[str, str], int] = {}  # of requests that may have more texts
         self._running: dict[tuple[str, int], Text] = {}
         self._arrivals = 0
 
@@ -102,10 +119,13 @@ class TextScheduler:
             token_ids,
             submit.first_segment,
             submit.priority,
+            self._turn,
             self._arrivals,
         )
-        self._sorted = self._sorted and (not text.priority or not self._waiting)
+        text.turn = max(self._turn, self._next_turns.get(text.request, 0))
+        self._next_turns[text.request] = text.turn + len(token_ids)
         self._waiting[text.key] = text
+        heapq.heappush(self._line, text)
         self.stats.queued_tokens += len(token_ids)
 
     def _refusal(self, count: int, accepted: bool) -> Finish | None:
@@ -156,27 +176,32 @@ class TextScheduler:
 
     def schedule(self) -> TextsStep | None:
         """The next step, or None when nothing waits."""
-        if not self._waiting:
-            return None
-        if not self._sorted:
-            order = sorted(self._waiting.values(), key=lambda text: (-text.priority, text.arrival))
-            self._waiting = {text.key: text for text in order}
-            self._sorted = True
-        budget = self.config.step_tokens or float("inf")
         texts: list[Text] = []
         tokens = 0
-        for text in self._waiting.values():
-            if len(texts) == self.config.max_running or (texts and tokens + len(text.token_ids) > budget):
-                break
-            texts.append(text)
+        while (text := self._first()) is not None and self._fits(text, texts, tokens):
+            texts.append(heapq.heappop(self._line))
             tokens += len(text.token_ids)
+            self._turn = max(self._turn, text.turn)
+            self._running[text.key] = self._waiting.pop(text.key)
+        if not texts:
+            return None
+        if len(self._next_turns) > MANY + 2 * len(self._waiting):  # most of these have had no more than others by now
+            self._next_turns = {request: turn for request, turn in self._next_turns.items() if turn > self._turn}
         now = time.monotonic()
         for text in texts:
-            del self._waiting[text.key]
-            self._running[text.key] = text
             text.started_at = now
         self.stats.steps += 1
         return TextsStep(TextsPlan([text.token_ids for text in texts], [text.first_segment for text in texts]), texts, tokens)
+
+    def _first(self) -> Text | None:
+        """Of those that wait."""
+        while self._line and self._line[0].key not in self._waiting:
+            heapq.heappop(self._line)
+        return self._line[0] if self._line else None
+
+    def _fits(self, text: Text, texts: list[Text], tokens: int) -> bool:
+        budget = self.config.step_tokens
+        return not texts or (len(texts) < self.config.max_running and (not budget or tokens + len(text.token_ids) <= budget))
 
     def masks(self, step: TextsStep) -> TokenMasks | None:
         """Nothing is sampled."""

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from raysgl.api.backend import QueueFull, Unavailable
+from raysgl.config import EngineConfig
 from raysgl.messages import Finish
 
 from .conftest import CLS, CONTEXT, EMBED, LABELS, SEP, numbers_of
@@ -96,6 +97,14 @@ async def test_too_long_is_refused_or_cut(pooling_server):
     for count in (0, 2, 33):
         status, answer = await post(server, {"input": "y", "truncate_prompt_tokens": count})
         assert status == 400 and answer["error"]["param"] == "truncate_prompt_tokens"
+
+
+async def test_a_setting_cuts_what_is_too_long(pooling_server):
+    server = pooling_server(EMBED)
+    server.backend.models["embed"].config = EngineConfig(model_path="x", allow_auto_truncate=True)
+    for given in ("y" * 100, [5] * 100):
+        assert (await post(server, {"input": given}))[0] == 200
+    assert [stream.input_ids for stream in server.backend.streams] == [ids("y" * (CONTEXT - 2)), [5] * CONTEXT]
 
 
 @pytest.mark.parametrize(

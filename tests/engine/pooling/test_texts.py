@@ -60,6 +60,18 @@ def test_priority_then_arrival():
     assert [run(texts)[0] for _ in range(5)] == [1, 3, 0, 2, 4]
 
 
+def test_requests_take_turns_by_tokens():
+    texts = scheduler(max_running=2)
+    for uid in range(6):
+        texts.add(submit(uid, 10, request_id="many"))
+    assert run(texts) == [0, 1]
+    texts.add(submit(6, 10, request_id="late"))
+    texts.add(submit(7, 20, request_id="later"))
+    texts.add(submit(8, 20, request_id="later"))
+    assert [run(texts) for _ in range(3)] == [[6, 7], [2, 3], [8, 4]]
+    assert run(texts) == [5]
+
+
 def test_refusals():
     texts = scheduler(max_queued=1)
     texts.add(submit(1, 1))
