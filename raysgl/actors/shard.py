@@ -262,7 +262,9 @@ class ModelShard:
     def _scheduler_config(self) -> SchedulerConfig | TextsConfig:
         config, limits = self._config, self._limits
         if self._pooling is not None:
-            return TextsConfig(limits.context_length, limits.max_running, limits.max_queued, limits.step_tokens)
+            return TextsConfig(
+                limits.context_length, limits.max_running, limits.max_queued, limits.step_tokens, config.max_queue_seconds
+            )
         return scheduler_config(config, limits, self._runner.num_pages, self._checkpoint.config().eos_token_ids)
 
     def _command_all(self, message: Profile | SetLogs) -> tuple[bool, str]:

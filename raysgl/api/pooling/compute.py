@@ -35,6 +35,7 @@ class Computation:
         self.model, self.texts, self.request_id, self.priority = model, texts, request_id, priority
         self.prompt_tokens = sum(len(text.token_ids) for text in texts)
         self._backend = service.backend
+        self._timeout_s = current().time_left()
         self._job = Job(model, request_id, [Prompt(text.token_ids, NOTHING) for text in texts], arrived_at=arrived_at)
         lengths = [len(text.token_ids) for text in texts]
         self._tally = Tally(service.metrics.of(model.name), current(), lengths, 1, arrived_at)
@@ -80,7 +81,13 @@ class Computation:
 
     async def _submit(self, text: TextIds) -> OutputStream:
         return await self._backend.submit(
-            self.model, self.request_id, text.token_ids, NOTHING, priority=self.priority, first_segment=text.first_segment
+            self.model,
+            self.request_id,
+            text.token_ids,
+            NOTHING,
+            priority=self.priority,
+            first_segment=text.first_segment,
+            timeout_s=self._timeout_s,
         )
 
     def _take(self, index: int, output: SequenceOutput) -> np.ndarray:

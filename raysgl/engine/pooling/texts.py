@@ -1,12 +1,13 @@
 """Which texts a step computes: as many as fit its token budget. No torch, no Ray.
 
-By priority; among equals requests take turns by tokens, so that one text does not wait for the two thousand of a request that came
-before (start-time fair queueing; Goyal et al. 1996). See `raysgl.engine.loop.Planner` for what the loop asks of it.
+Requests take turns by tokens, so that one text does not wait for the two thousand of a request that came before (start-time fair
+queueing; Goyal et al. 1996). A point of priority is worth as many tokens as are computed in `PRIORITY_S`. See `raysgl.engine.loop.Planner` for what the loop asks of it.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from typing import ClassVar
 import numpy as np
 
 from raysgl.engine.outputs import Outputs
+from raysgl.engine.waiting import turn_of
 from raysgl.messages import Finish, Load, PagesStored, Submit
 from raysgl.sampling.token_masks import TokenMasks
 
+RATE = 2000.0
+"""Tokens per second, while nothing has been measured."""
 MANY = 1024
 """Requests whose turns are remembered without asking whether that still matters."""
 
@@ -26,13 +30,14 @@ MANY = 1024
 class TextsConfig:
     """step_tokens, max_running: tokens and texts of a step at most (0: any number of tokens). A longer text has a step of its own.
 
-    context_length: tokens of a text. max_queued: texts that may wait.
+    context_length: tokens of a text. max_queued: texts that may wait. max_queue_seconds: how long a new request may expect to.
     """
 
     context_length: int
     max_running: int
     max_queued: int
     step_tokens: int
+    max_queue_seconds: float = math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -44,10 +49,12 @@ class Text:
     request_id: str
     token_ids: np.ndarray
     first_segment: int
-    priority: int
-    turn: int
-    """Its place in line: the tokens that are computed for each request before it, if all requests have equal shares."""
+    turn: float
+    """Tokens that are computed for each request before it begins, if all have equal shares."""
+    place: float
+    """In line: its turn, with its priority."""
     arrival: int
+    deadline: float
     added_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     announced: bool = False
@@ -61,13 +68,9 @@ class Text:
     def key(self) -> tuple[str, int]:
         return self.ingress, self.uid
 
-    @property
-    def request(self) -> tuple[str, str]:
-        return self.ingress, self.request_id
-
     def __lt__(self, other: Text) -> bool:
         """Whether it goes first."""
-        return (-self.priority, self.turn, self.arrival) < (-other.priority, other.turn, other.arrival)
+        return (self.place, self.arrival) < (other.place, other.arrival)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,9 @@ class TextScheduler:
         self.stats = Load(max_running=config.max_running)
         self._waiting: dict[tuple[str, int], Text] = {}
         self._line: list[Text] = []  # a heap; may have texts that wait no more
-        self._turn = 0  # of the text that went last
-        self._next_turns: dict[tuple[str, str], int] = {}  # of requests that may have more texts
+        self._turn = 0.0  # of the text that went last
+        self._next_turns: dict[tuple[str, str], float] = {}  # of requests that may have more texts
+        self._rate = 0.0
         self._running: dict[tuple[str, int], Text] = {}
         self._arrivals = 0
 
@@ -107,34 +111,41 @@ class TextScheduler:
 
     def add(self, submit: Submit) -> None:
         """Queue a text. One that can never run is answered at once."""
-        token_ids = np.frombuffer(submit.input_ids, dtype=np.int32)
-        if (refusal := self._refusal(len(token_ids), submit.accepted)) is not None:
+        token_ids, request = np.frombuffer(submit.input_ids, dtype=np.int32), (submit.ingress, submit.request_id)
+        if (refusal := self._refusal(submit, len(token_ids))) is not None:
             self.outputs.finish(submit.ingress, submit.uid, refusal)
             return
         self._arrivals += 1
+        turn = max(self._turn, self._next_turns.get(request, 0.0))
+        self._next_turns[request] = turn + len(token_ids)
         text = Text(
             submit.ingress,
             submit.uid,
             submit.request_id,
             token_ids,
             submit.first_segment,
-            submit.priority,
-            self._turn,
+            turn,
+            turn + turn_of(0.0, submit.priority) * (self._rate or RATE),
             self._arrivals,
+            time.monotonic() + submit.timeout_s if submit.timeout_s else math.inf,
         )
-        text.turn = max(self._turn, self._next_turns.get(text.request, 0))
-        self._next_turns[text.request] = text.turn + len(token_ids)
         self._waiting[text.key] = text
         heapq.heappush(self._line, text)
         self.stats.queued_tokens += len(token_ids)
 
-    def _refusal(self, count: int, accepted: bool) -> Finish | None:
+    def _refusal(self, submit: Submit, count: int) -> Finish | None:
         if not count:
             return Finish("error", message="the text is empty", status=400)
         if count > (limit := self.config.context_length):
             return Finish("error", message=f"the text has {count} tokens, but the context length is {limit}", status=400)
-        if len(self._waiting) >= self.config.max_queued and not accepted:
-            return Finish("abort", message=f"{len(self._waiting)} texts are waiting already", status=429)
+        seconds = self.stats.queued_tokens / self._rate if self._rate else 0.0
+        # Of a request some of whose texts were taken, all are.
+        new = (submit.ingress, submit.request_id) not in self._next_turns
+        if not submit.accepted and (
+            len(self._waiting) >= self.config.max_queued or new and seconds > self.config.max_queue_seconds
+        ):
+            message = f"{len(self._waiting)} texts are waiting already"
+            return Finish("abort", message=message, status=429, retry_after=seconds / 2)
         return None
 
     def abort(self, ingress: str, uids: list[int]) -> None:
@@ -176,9 +187,10 @@ class TextScheduler:
 
     def schedule(self) -> TextsStep | None:
         """The next step, or None when nothing waits."""
+        now = time.monotonic()
         texts: list[Text] = []
         tokens = 0
-        while (text := self._first()) is not None and self._fits(text, texts, tokens):
+        while (text := self._first(now)) is not None and self._fits(text, texts, tokens):
             texts.append(heapq.heappop(self._line))
             tokens += len(text.token_ids)
             self._turn = max(self._turn, text.turn)
@@ -187,17 +199,22 @@ class TextScheduler:
             return None
         if len(self._next_turns) > MANY + 2 * len(self._waiting):  # most of these have had no more than others by now
             self._next_turns = {request: turn for request, turn in self._next_turns.items() if turn > self._turn}
-        now = time.monotonic()
         for text in texts:
             text.started_at = now
         self.stats.steps += 1
         return TextsStep(TextsPlan([text.token_ids for text in texts], [text.first_segment for text in texts]), texts, tokens)
 
-    def _first(self) -> Text | None:
-        """Of those that wait."""
-        while self._line and self._line[0].key not in self._waiting:
+    def _first(self, now: float) -> Text | None:
+        """Of those that wait, and that somebody still wants."""
+        while self._line:
+            text = self._line[0]
+            if text.key in self._waiting and text.deadline > now:
+                return text
             heapq.heappop(self._line)
-        return self._line[0] if self._line else None
+            if text.key in self._waiting:
+                self.outputs.of(text).finish = Finish("abort", message="it waited until its deadline had passed", status=504)
+                self._leave(text.key)
+        return None
 
     def _fits(self, text: Text, texts: list[Text], tokens: int) -> bool:
         budget = self.config.step_tokens
@@ -233,4 +250,5 @@ class TextScheduler:
         """Nothing is hot."""
 
     def measured(self, prefill_rate: float) -> None:
-        """Deadlines of texts are the ingress's alone."""
+        """Tokens per second."""
+        self._rate = prefill_rate

@@ -60,6 +60,24 @@ def test_priority_then_arrival():
     assert [run(texts)[0] for _ in range(5)] == [1, 3, 0, 2, 4]
 
 
+def test_a_point_of_priority_is_worth_ten_seconds_of_tokens():
+    texts = scheduler(max_running=1, context_length=1000)
+    texts.measured(20.0)
+    for uid in range(3):
+        texts.add(submit(uid, 150, request_id="first"))  # turns 0, 150, 300
+    texts.add(submit(3, 100, request_id="later", priority=-1))  # turn 0, place 200
+    assert [run(texts)[0] for _ in range(4)] == [0, 1, 3, 2]
+
+
+def test_texts_that_nobody_wants_any_more():
+    texts = scheduler()
+    texts.add(submit(1, 1, timeout_s=1e-9))
+    texts.add(submit(2, 1, timeout_s=100.0))
+    assert run(texts) == [2]
+    outputs = {output.uid: output.finish.status for output in texts.outputs.take()["i"]}
+    assert outputs == {1: 504, 2: 0} and texts.load().queued_tokens == 0
+
+
 def test_requests_take_turns_by_tokens():
     texts = scheduler(max_running=2)
     for uid in range(6):
@@ -80,6 +98,21 @@ def test_refusals():
     texts.add(submit(4, 0))
     outputs = {output.uid: output.finish for output in texts.outputs.take()["i"]}
     assert {uid: finish.status for uid, finish in outputs.items()} == {2: 429, 3: 400, 4: 400}
+    texts.add(submit(5, 1, accepted=True))
+    assert texts.outputs.take() == {} and texts.load().waiting == 2
+
+
+def test_a_queue_that_takes_too_long():
+    """New requests are refused; one that is there already gets all its texts in."""
+    texts = scheduler(max_queue_seconds=2.0)
+    texts.measured(10.0)
+    texts.add(submit(1, 15, request_id="a"))
+    texts.add(submit(2, 15, request_id="a"))
+    texts.add(submit(3, 15, request_id="b"))
+    texts.add(submit(4, 15, request_id="a"))
+    ((output,),) = texts.outputs.take().values()
+    assert output.uid == 3 and output.finish.status == 429 and output.finish.retry_after == 1.5
+    assert texts.load().waiting == 3
 
 
 def test_aborts():
