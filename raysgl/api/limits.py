@@ -77,10 +77,10 @@ class Allowance:
             if self.open >= most:
                 raise _limited(f"{key.name} has {self.open} requests in progress, and may have {most} at a time", 1.0)
         if self.tokens is not None and self.tokens.level(now) <= 0:
-            raise _limited(f"{key.name} may use {self.tokens.limit:.0f} tokens a minute", self.tokens.wait(1, now))
+            raise _limited(self._may("use", self.tokens, key.tokens_per_minute, "tokens"), self.tokens.wait(1, now))
         if self.requests is not None:
             if wait := self.requests.wait(1, now):
-                raise _limited(f"{key.name} may send {self.requests.limit:.0f} requests a minute", wait)
+                raise _limited(self._may("send", self.requests, key.requests_per_minute, "requests"), wait)
             self.requests.take(1, now)
         self.open += 1
         try:
@@ -89,15 +89,21 @@ class Allowance:
             self.open -= 1
 
     def spend_prompt(self, tokens: int) -> None:
-        """ApiError 429 if the prompt is more than what is left."""
-        if self.tokens is None:
+        """ApiError 429 if the prompt is more than what is left. One that is larger than this ingress's share of the limit, but not
+        than the limit, needs the whole share, and leads into debt."""
+        limit = self.key.tokens_per_minute
+        if self.tokens is None or limit is None:
             return
-        now, limit = self._clock(), self.tokens.limit
+        now = self._clock()
         wait = self.tokens.wait(tokens, now)
         if wait or tokens > limit:
-            message = f"{self.key.name} may use {limit:.0f} tokens a minute, and the prompt has {tokens}"
+            message = f"{self._may('use', self.tokens, limit, 'tokens')}, and the prompt has {tokens}"
             raise _limited(message, wait if tokens <= limit else None)
         self.tokens.take(tokens, now)
+
+    def _may(self, verb: str, mine: Bucket, limit: int | None, unit: str) -> str:
+        share = f" ({mine.limit:.0f} through each ingress)" if mine.limit != limit else ""
+        return f"{self.key.name} may {verb} {limit} {unit} a minute{share}"
 
     def spend_answer(self, tokens: int) -> None:
         """What was generated; it may lead into debt."""

@@ -304,6 +304,18 @@ def test_buckets_fill_and_ingresses_share():
     assert mine.open == 0
 
 
+def test_a_prompt_within_the_limit_but_beyond_the_share_waits_for_the_whole_share():
+    now = 0.0
+    mine = Limits(2, lambda: now).of(Key("a", tokens_per_minute=1200))
+    mine.spend_prompt(1000)
+    for tokens, wait in ((1000, 60 * 1000 / 600), (1201, None)):
+        with pytest.raises(keys_module.ApiError, match=r"1200 tokens a minute \(600 through each ingress\)") as error:
+            mine.spend_prompt(tokens)
+        assert error.value.retry_after == wait
+    now = 100.0
+    mine.spend_prompt(1000)
+
+
 @given(
     limit=st.integers(1, 50),
     steps=st.lists(st.tuples(st.floats(0, 20), st.integers(0, 30)), max_size=40),
