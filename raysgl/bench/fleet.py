@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ _gate: Any = None
 def _begin(done: Any, gate: Any) -> None:
     global _done, _gate
     _done, _gate = done, gate
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
 
 
 def _process(
