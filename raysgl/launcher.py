@@ -24,6 +24,7 @@ import psutil
 from raysgl import check, ready
 from raysgl.config import AppConfig, ServerConfig
 from raysgl.config_file import ConfigError, load, read
+from raysgl.startup import StartupClock
 from raysgl.supervisor import supervised
 
 POLL_S = 0.1
@@ -134,22 +135,25 @@ class _Launch:
         self._application = document.get("applications", [{}])[0].get("name", "raysgl")
         self._address = os.environ.get("RAY_ADDRESS") or "local"
         self._display = _Display()
+        self._clock = StartupClock("check", time.time())
         self._deployed = False
         self._ray: list[psutil.Process] = []
 
     def run(self) -> int:
-        started = time.monotonic()
         try:
             with self._display:
                 if self._address == "local":
                     self._display.say("checking the model")
                     check.plan(self._config)
                 self._signals.check()
+                self._clock.enter("ray")
                 self._start_ray()
                 self._signals.check()
+                self._clock.enter("deploy")
                 self._deploy()
                 serving = self._wait_until_ready()
-            print(ready.block(self._config, serving, time.monotonic() - started), flush=True)
+            self._clock.enter("serving")
+            print(ready.block(self._config, serving, self._clock.seconds), flush=True)
             return self._watch()
         finally:
             self._stop()

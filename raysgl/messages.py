@@ -221,7 +221,10 @@ ToIngress = StepOutput | Done | Logs | Here
 
 class ReplicaFacts(msgspec.Struct, array_like=True):
     """What a replica turned out to be; travels in `ReplicaInfo.keys["facts"]`. Sizes in tokens. max_total_tokens: of the KV cache;
-    0: there is none. task: what it does with a text."""
+    0: there is none. task: what it does with a text.
+
+    started_at: when it began to start, as time.time(). startup: seconds of each phase from then until it served, in order.
+    """
 
     device: str
     tp_size: int
@@ -230,6 +233,8 @@ class ReplicaFacts(msgspec.Struct, array_like=True):
     max_running: int
     node: str = ""
     task: Literal["generate", "embed", "classify", "score"] = "generate"
+    started_at: float = 0.0
+    startup: dict[str, float] = {}
 
 
 class Load(msgspec.Struct, array_like=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 from raysgl.config import AppConfig
 from raysgl.messages import ReplicaFacts
+from raysgl.startup import described
 
 ANYWHERE = ("0.0.0.0", "::", "")
 QUESTION = "What is the capital of France?"
@@ -19,10 +20,22 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
 """By `ReplicaFacts.task`: a path, and a body for it."""
 
 
-def block(config: AppConfig, serving: dict[str, list[ReplicaFacts]], seconds: float) -> str:
-    """serving: of each model's replicas what they are. seconds: it took to get here."""
+def phases(own: dict[str, float], serving: dict[str, list[ReplicaFacts]]) -> dict[str, float]:
+    """The launcher's own seconds, with those of the replica that was ready last in place of what the launcher waited for it."""
+    every = (facts for replicas in serving.values() for facts in replicas)
+    last = max(every, key=lambda facts: facts.started_at + sum(facts.startup.values()))
+    before = {name: took for name, took in own.items() if name != "deploy"}
+    return {**before, "deploy": own["deploy"] - sum(last.startup.values()), **last.startup}
+
+
+def block(config: AppConfig, serving: dict[str, list[ReplicaFacts]], own: dict[str, float]) -> str:
+    """serving: of each model's replicas what they are. own: seconds of the launcher's phases until here."""
     url = f"{config.server.scheme}://{reachable(config.server.host)}:{config.server.port}"
-    lines = [f"raysgl is ready after {seconds:.1f} s", f"  URL      {url}/v1"]
+    lines = [
+        f"raysgl is ready after {sum(own.values()):.1f} s",
+        f"  start    {described(phases(own, serving))}",
+        f"  URL      {url}/v1",
+    ]
     for model in config.models:
         replicas = serving[model.engine.name]
         facts = replicas[0]

@@ -35,6 +35,7 @@ from raysgl.engine.watchdog import Vitals
 from raysgl.logs import set_logs
 from raysgl.messages import KVEvents, Load, LogSettings, Profile, ReplicaFacts, SetLogs
 from raysgl.routing import ReplicaInfo, Reply
+from raysgl.startup import StartupClock, described
 
 if TYPE_CHECKING:
     from raysgl.grammar.compiler import GrammarCompiler
@@ -86,6 +87,8 @@ class ModelShard:
         self._service: EngineService | None = None
         self._grammars: GrammarCompiler | None = None
         self._forever = asyncio.Event()
+        self._clock = StartupClock("process", spec.epoch / 1e9)
+        self._clock.enter("imports")
 
     async def lifeline(self) -> None:
         """Never returns."""
@@ -154,6 +157,7 @@ class ModelShard:
 
     def _progress(self, done: float, text: str) -> None:
         """`raysgl.models.checkpoint.Progress`: how much is done (0 to 1), and of what. Rank 0 speaks for all, about ten times."""
+        self._clock.heard(text)
         tenths = int(done * 10)
         if (tenths, text) == self._said:
             return
@@ -217,6 +221,7 @@ class ModelShard:
         if self._publisher is not None:
             self._progress(0.0, "waiting for the other shards")
             self._publisher.wait_for_followers(FOLLOW_TIMEOUT_S)
+        self._clock.enter("engine")
         if self._grammars is not None:
             self._grammars.wait()
         self._service = EngineService(
@@ -234,6 +239,9 @@ class ModelShard:
             grammars=self._grammars,
             coordinator_shards=spec.coordinator_shards,
         )
+        endpoint = self._service.inbox.endpoint
+        self._clock.enter("serving")
+        log.info("ready to serve: %s", described(self._clock.seconds))
         facts = ReplicaFacts(
             device=_device_name(spec.device),
             tp_size=config.tp_size,
@@ -242,8 +250,9 @@ class ModelShard:
             max_running=limits.max_running,
             node=self._host,
             task=self._pooling.kind if self._pooling else "generate",
+            started_at=spec.epoch / 1e9,
+            startup=self._clock.seconds,
         )
-        endpoint = self._service.inbox.endpoint
         self._handle: ActorHandle = ray.get_runtime_context().current_actor
         self._info = ReplicaInfo(
             spec.replica,

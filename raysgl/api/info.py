@@ -87,6 +87,8 @@ def _internal_state(model: ServedModel, replica: str, facts: ReplicaFacts, load:
         "effective_max_running_requests_per_dp": facts.max_running,
         "last_gen_throughput": load.decode_rate,
         "memory_usage": {"token_capacity": facts.max_total_tokens},
+        "started_at": facts.started_at,
+        "startup_seconds": facts.startup,
         "disaggregation_mode": "null",
     }
 

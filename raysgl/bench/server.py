@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -31,14 +30,12 @@ class ServerFailed(Exception):
 
 @dataclass
 class Server:
-    """A running `raysgl serve`. `ready_s`: seconds from start to the first 200 of /ready. `phases`: seconds that each took of what it
-    said that it does, in order."""
+    """A running `raysgl serve`. `ready_s`: seconds from start to the first 200 of /ready."""
 
     target: Target
     process: subprocess.Popen
     log: Path
     ready_s: float
-    phases: dict[str, float]
 
 
 @contextlib.contextmanager
@@ -61,9 +58,8 @@ def running(engine: dict, *, num_cpus_per_shard: float = 1.0) -> Iterator[Server
             )
         target = Target("http", "127.0.0.1", port, "")
         try:
-            said = _wait_ready(process, target, log)
-            ready_s = time.perf_counter() - started
-            yield Server(target, process, log, ready_s, phases(said, started, started + ready_s))
+            _wait_ready(process, target, log)
+            yield Server(target, process, log, time.perf_counter() - started)
         finally:
             stop(process)
 
@@ -88,32 +84,15 @@ def stop(process: subprocess.Popen) -> float:
     return time.perf_counter() - started
 
 
-def phases(said: list[tuple[float, str]], started: float, ready: float) -> dict[str, float]:
-    """Seconds of each phase. said: lines, and when they were read; those that only say how much of a phase is done are one with it."""
-    begun: list[tuple[float, str]] = [(started, "the command")]
-    for at, line in said:
-        if line.startswith("raysgl: "):
-            # raysgl: NAME: loading weights 40 %
-            begun.append((at, re.sub(r" \d+ %$", "", line.removeprefix("raysgl: ").rpartition(": ")[2])))
-    found: dict[str, float] = {}
-    for (at, phase), (until, _) in zip(begun, [*begun[1:], (ready, "")], strict=True):
-        found[phase] = found.get(phase, 0.0) + until - at
-    return found
-
-
-def _wait_ready(process: subprocess.Popen, target: Target, log: Path) -> list[tuple[float, str]]:
-    """Returns the lines that were said, and when."""
+def _wait_ready(process: subprocess.Popen, target: Target, log: Path) -> None:
     limit = time.monotonic() + START_LIMIT_S
-    said: list[tuple[float, str]] = []
     while time.monotonic() < limit:
-        lines = log.read_text(errors="replace").split("\n")[:-1]
-        said += [(time.perf_counter(), line) for line in lines[len(said) :]]
         if process.poll() is not None:
             raise ServerFailed(f"raysgl serve ended with {process.returncode}:\n{_tail(log)}")
         try:
             status, _ = asyncio.run(request(target, "GET", "/ready"))
             if status == 200:
-                return said
+                return
         except HTTPFailure:
             pass
         time.sleep(0.02)

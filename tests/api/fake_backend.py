@@ -156,7 +156,10 @@ class FakeBackend:
         return {"status": "equal", "replicas": {}}
 
     def replicas(self) -> dict[str, dict[str, ReplicaFacts]]:
-        return {name: {"replica-0": ReplicaFacts("cpu", 2, 1600, 512, 8, "10.0.0.1")} for name in self.models}
+        return {
+            name: {"replica-0": ReplicaFacts("cpu", 2, 1600, 512, 8, "10.0.0.1", started_at=5.0, startup={"weights": 2.5})}
+            for name in self.models
+        }
 
     def loads(self) -> dict[str, dict[str, Load]]:
         load = Load(running=3, waiting=2, free_pages=50, cached_pages=30, total_pages=100, prompt_tokens=400, cached_tokens=100)

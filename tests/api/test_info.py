@@ -58,6 +58,7 @@ async def test_server_info(configured, path):
     (state,) = body["internal_states"]
     assert (state["replica"], state["world_size"], state["tp_size"]) == ("replica-0", 2, 2)
     assert state["memory_usage"]["token_capacity"] == 1600
+    assert (state["started_at"], state["startup_seconds"]) == (5.0, {"weights": 2.5})
     assert not [name for name in body if name.endswith("key")]
 
 

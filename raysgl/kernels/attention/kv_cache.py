@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 
@@ -17,6 +20,14 @@ FP8_MAX = 448.0
 def _quantise(x_TKH: torch.Tensor, scale_K: torch.Tensor) -> torch.Tensor:
     """As bytes. What is too large becomes the largest: torch would make it NaN."""
     return (x_TKH.float() / scale_K.unsqueeze(1)).clamp_(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU memory that the system clears when it is first touched: torch would write gigabytes at start (1.8 s for 4 GiB), and
+    hold them even if no request ever comes to use them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 class KVCache:
@@ -46,7 +57,7 @@ class KVCache:
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         shape = (num_layers, 2, 1 + num_pages, page_size, num_kv_heads, head_dim)
-        self.data = torch.zeros(shape, dtype=FP8 if quantised else dtype, device=device)
+        self.data = _zeros(shape, FP8 if quantised else dtype, torch.device(device))
         self.scales = torch.ones(num_layers, 2, num_kv_heads, device=device) if quantised else None
         # Views made once: slicing costs microseconds, and a step would do it for every layer.
         self.keys = [layer[0].view(-1, num_kv_heads, head_dim) for layer in self.data]
