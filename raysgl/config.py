@@ -43,6 +43,11 @@ class EngineConfig(Settings):
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
         "auto", description="dummy: random weights of the real shape, for benchmarks"
     )
+    weights_from: Literal["auto", "disk", "peer"] = Field(
+        "auto",
+        description="peer: a live replica of the model, and the disk where there is none; auto: the disk, and a live replica where "
+        "the disk has not got them",
+    )
     dtype: DType = Field("auto", description="of weights and activations; auto: the checkpoint's on cuda, float32 on cpu")
     context_length: int | None = Field(None, ge=1, description="default: the checkpoint's max_position_embeddings")
     chat_template: str | None = Field(
@@ -135,6 +140,8 @@ class EngineConfig(Settings):
             raise ValueError(
                 f"chunked_prefill_size is {self.chunked_prefill_size}, but must be at least 1, or -1 for no chunking"
             )
+        if self.load_format == "dummy" and self.weights_from == "peer":
+            raise ValueError("weights_from is peer, but with load_format dummy every replica makes its weights; set it to auto")
         if self.load_format == "gguf" and not self.model_path.endswith(".gguf"):
             raise ValueError(f"load_format is gguf, but model_path {self.model_path!r} does not end in .gguf")
         if self.device == "cpu" and self.dtype == "float16":

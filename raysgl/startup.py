@@ -11,6 +11,7 @@ PHASES = {
     "resolving the model": "resolve",
     "waiting for the other shards": "ranks",
     "loading weights": "weights",
+    "loading weights from a replica": "weights",
     "making random weights": "weights",
     "measuring memory": "memory_profile",
     "allocating the KV cache": "kv_cache",

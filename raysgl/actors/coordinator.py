@@ -109,6 +109,12 @@ class CacheCoordinator:
         self._starting.pop(replica, None)
         self._remove(replica, epoch)
 
+    async def lenders(self, model: str) -> list[ActorHandle]:
+        """Shard 0 of the model's replicas that are not about to stop."""
+        self._called()
+        able = [info.replica for info in self._state.replicas(model) if not info.draining]
+        return [self._handles[name] for name in able if name in self._handles]
+
     async def phase(self, replica: str, model: str, text: str) -> None:
         """A replica that is starting says what it is doing."""
         self._called()

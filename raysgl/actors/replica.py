@@ -62,7 +62,7 @@ class EngineReplica:
         threading.Thread(target=self._die_with, args=(lifelines,), name="lifelines", daemon=True).start()
         rendezvous = await self._shards[0].rendezvous.remote()
         await asyncio.gather(*(shard.load.remote(rendezvous) for shard in self._shards))
-        facts = await self._shards[0].serve.remote()
+        facts = await self._shards[0].serve.remote(self._shards)
         self._starting = False
         log.info("%s serves %s on %s", self._name, self._model.engine.name, facts.device)
 

@@ -38,7 +38,10 @@ from raysgl.routing import ReplicaInfo, Reply
 from raysgl.startup import StartupClock, described
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from raysgl.grammar.compiler import GrammarCompiler
+    from raysgl.models.lending import Lender
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +89,9 @@ class ModelShard:
         self._publisher: PlanPublisher | None = None
         self._service: EngineService | None = None
         self._grammars: GrammarCompiler | None = None
+        self._shards: list[ActorHandle] = []
+        self._lender: Lender | None = None
+        self._lending = asyncio.Lock()
         self._forever = asyncio.Event()
         self._clock = StartupClock("process", spec.epoch / 1e9)
         self._clock.enter("imports")
@@ -114,8 +120,9 @@ class ModelShard:
             follower = PlanFollower(self._transport, self._spec.rank, rendezvous.plans)
             self._thread(lambda: follower.follow(self._execute, self._command), "follower")
 
-    async def serve(self) -> ReplicaFacts:
-        """Rank 0: when all ranks follow, start the loop and tell the coordinator."""
+    async def serve(self, shards: list[ActorHandle]) -> ReplicaFacts:
+        """Rank 0: when all ranks (`shards`, in order) follow, start the loop and tell the coordinator."""
+        self._shards = shards
         return await asyncio.to_thread(self._serve)
 
     async def drain(self) -> None:
@@ -135,6 +142,25 @@ class ModelShard:
     async def autoscaling_stats(self) -> dict[str, float]:
         """Rank 0: see `raysgl.actors.autoscaling.stats`."""
         return autoscaling.stats(self._service.loop.load() if self._service is not None else Load())
+
+    # ---------------------------------------------------------------- weights for a new replica
+
+    async def rank(self, rank: int) -> ActorHandle | None:
+        """Rank 0: another shard of this replica."""
+        return self._shards[rank] if rank < len(self._shards) else None
+
+    async def weights_offer(self) -> bytes | None:
+        """An `Offer`, if this shard has weights to lend."""
+        return msgspec.msgpack.encode(self._lender.offer) if self._lender is not None else None
+
+    async def lend(self, tensor: int, start: int, length: int) -> np.ndarray:
+        """See `Lender.read`. One at a time: the steps come first."""
+        async with self._lending:
+            return await asyncio.to_thread(self._lender.read, tensor, start, length)
+
+    async def small_files(self) -> dict[str, bytes]:
+        """Rank 0: see `Lender`."""
+        return self._lender.small_files
 
     async def stop(self) -> None:
         """Rank 0: end the loop, and with it the other ranks' following."""
@@ -178,19 +204,21 @@ class ModelShard:
         import torch
         from torch.distributed import TCPStore
 
-        from raysgl import distributed, models
+        from raysgl import distributed
         from raysgl.actors.grammars import make_grammars
+        from raysgl.actors.weights_peer import find_checkpoint
         from raysgl.engine.background import BackgroundRunner
         from raysgl.engine.pooling.runner import PoolingRunner
         from raysgl.engine.profiling import StepProfiler
         from raysgl.engine.runner import ModelRunner
+        from raysgl.models.lending import lender_of
         from raysgl.models.pooling import pooling_spec
 
         spec, config = self._spec, self._config
         # Ray shows each shard one GPU, so it is always the first.
         device = torch.device("cuda:0" if spec.device == "cuda" else "cpu")
         self._progress(0.0, "resolving the model")
-        self._checkpoint = models.resolve(config.model_path, config.revision, config.load_format, progress=self._progress)
+        self._checkpoint = find_checkpoint(config, spec.rank, self._coordinator, self._progress)
         self._pooling = pooling_spec(self._checkpoint.folder, config)
         if self._pooling is None:
             self._limits = resolve_defaults(config, spec.device, self._checkpoint.config().max_position_embeddings)
@@ -212,6 +240,8 @@ class ModelShard:
         self._runner = BackgroundRunner(make, samples=spec.rank == 0) if spec.device == "cpu" else make()
         inner = self._runner.runner if spec.device == "cpu" else self._runner
         self._profiler = StepProfiler(inner, spec.replica, spec.rank)
+        if self._pooling is None and config.load_format != "dummy":
+            self._lender = lender_of(inner.model, self._checkpoint, spec.rank, config.tp_size)
         # Weights and modules live as long as the process: the garbage collector need not walk them again.
         gc.collect()
         gc.freeze()

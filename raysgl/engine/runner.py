@@ -174,6 +174,11 @@ class ModelRunner:
                 self.context_length,
             )
 
+    @property
+    def model(self) -> torch.nn.Module:
+        """With this rank's weights."""
+        return self._model
+
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Run a step. On cuda it returns when everything is launched, on cpu when the step has run; on cpu it raises itself."""
         if self._stream is None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from raysgl.models import hf_config
 from raysgl.models.encoder_config import EncoderConfig
@@ -26,18 +26,34 @@ WEIGHT_FILES = ["*.safetensors"]
 INDEX_FILE = "model.safetensors.index.json"
 
 
+class PeerLost(Exception):
+    """A live replica that was to give its weights is gone, or holds something else."""
+
+
+class Peer(Protocol):
+    """A live replica with these weights (`raysgl.models.lending`)."""
+
+    def fill(self, model: Any, progress: Progress | None) -> None:
+        """All of a torch module's parameters. Raises `PeerLost`."""
+
+    def otherwise(self) -> Checkpoint:
+        """With what to go on after that. Raises `ModelError`."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model on this machine's disk.
 
     folder: holds config.json, the tokenizer's files, and where the model has them generation_config.json and a chat template.
-    weights: how they are stored; "dummy": there are none to read.
+    weights: how they are stored; "dummy": there are none to read; "peer": only a live replica has them.
     files: the files that hold them.
+    peer: where they come from instead of the files.
     """
 
     folder: Path
-    weights: Literal["safetensors", "gguf", "dummy"]
+    weights: Literal["safetensors", "gguf", "dummy", "peer"]
     files: tuple[Path, ...] = ()
+    peer: Peer | None = None
 
     def config(self) -> HFConfig | EncoderConfig:
         """Raises `ModelError` if the model is of a kind that raysgl does not support."""
@@ -50,8 +66,9 @@ def resolve(
     load_format: str = "auto",
     weights: bool = True,
     progress: Progress | None = None,
+    download: bool = True,
 ) -> Checkpoint:
-    """Find a model, downloading it (hub ids) or converting its tokenizer (GGUF) the first time.
+    """Find a model, downloading it (hub ids, unless told not to) or converting its tokenizer (GGUF) the first time.
 
     `model_path`: a local folder, a .gguf file, package://<module>/<file or folder>, or a hub id (of `revision`).
     `load_format`: EngineConfig's. `weights=False` is for callers who only tokenise: a hub model's weights are not downloaded.
@@ -59,7 +76,7 @@ def resolve(
     """
     path = _local_path(model_path)
     if path is None:
-        path = _download(model_path, revision, weights and load_format != "dummy")
+        path = _download(model_path, revision, weights and load_format != "dummy", download)
     if path.is_dir():
         if load_format == "gguf":
             raise ModelError(f"load_format is gguf, but {model_path} is a folder; give the path of the .gguf file")
@@ -100,13 +117,13 @@ def _package_path(model_path: str) -> Path:
     raise ModelError(f"model_path {model_path!r}: the Python package {top!r} has no file {rest!r}")
 
 
-def _download(model_id: str, revision: str | None, weights: bool) -> Path:
-    """The folder of a hub model in Hugging Face's own cache."""
+def _download(model_id: str, revision: str | None, weights: bool, download: bool) -> Path:
+    """The folder of a hub model in Hugging Face's own cache; `download` fetches what is missing."""
     from huggingface_hub import errors, snapshot_download
 
     patterns = SMALL_FILES + (WEIGHT_FILES if weights else [])
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns, local_files_only=not download))
     except errors.GatedRepoError:
         raise ModelError(f"{model_id} needs its licence accepted at huggingface.co/{model_id} and HF_TOKEN set") from None
     except errors.RevisionNotFoundError:

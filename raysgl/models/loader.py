@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
 
 from raysgl.config import EngineConfig
 from raysgl.distributed import TPGroup
 from raysgl.models import weights
-from raysgl.models.checkpoint import Checkpoint
+from raysgl.models.checkpoint import Checkpoint, PeerLost
 from raysgl.models.hf_config import HFConfig, ModelError
 from raysgl.models.layers import Build
 from raysgl.models.registry import model_class
 from raysgl.models.weights import Progress
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": torch.float32,
@@ -50,6 +54,13 @@ def load_model(
     context_length = engine_config.context_length or config.max_position_embeddings
     model = model_class(config.architecture)(config, build, context_length)
     model.kv_scales = {}
+    if checkpoint.peer is not None:
+        try:
+            checkpoint.peer.fill(model, progress)
+            return model.eval()
+        except PeerLost as problem:
+            log.warning("rank %d: %s; its weights come from the disk instead", tp.rank, problem)
+            checkpoint = checkpoint.peer.otherwise()
     if checkpoint.weights == "dummy":
         if engine_config.load_format != "dummy":
             raise ModelError("the checkpoint was resolved without its weights")

@@ -106,8 +106,8 @@ def fill(model: nn.Module, chunks: Sequence[Chunk], what: str, progress: Progres
         progress(0.0, what)
     started = time.perf_counter()
     streaming.fill(chunks, next(model.parameters()).device, placed)
-    size, seconds = sum(chunk.num_bytes for chunk in chunks) / 1e9, time.perf_counter() - started
-    log.info("%s: %.2f GB in %.2f s, %.2f GB/s", what, size, seconds, size / seconds)
+    size, seconds = sum(chunk.num_bytes for chunk in chunks) / 1e6, time.perf_counter() - started
+    log.info("%s: %.0f MB in %.2f s, %.0f MB/s", what, size, seconds, size / seconds)
 
 
 def kv_scales(source: TensorSource) -> dict[tuple[int, int], float]:
