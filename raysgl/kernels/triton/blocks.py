@@ -23,18 +23,20 @@ def attend_blocks(
 ):  # fmt: skip
     """Attend keys [low, high) in blocks. Without MASKED, high - low is a multiple of the block and every query sees every key.
 
-    With MASKED: keys before `end`; CAUSAL: up to the query's position; WINDOW: less than `window` behind it.
+    end: of the row's keys; no page of later ones is looked up. With MASKED: keys before `end`; CAUSAL: up to the query's position; WINDOW: less than `window` behind it.
     keys_ptr, values_ptr: at the key head's first element; table_ptr: at the row's first page.
     Returns (acc_MH, top_M, norm_M): sums of values weighted by 2^(score - top), the highest score, and the sum of weights.
     """
     h = tl.arange(0, BLOCK_H)
+    b = tl.arange(0, BLOCK_B)
+    # The next block's pages are read a round ahead: read in the same round they would be one of the pipeline's stages, and Triton (3.6,
+    # 3 stages) would have no second block of keys on its way while it works on the first.
+    next_page = tl.load(table_ptr + (low + b) // PAGE, mask=low + b < end, other=0)
     for start in range(low, high, BLOCK_B):
-        n = start + tl.arange(0, BLOCK_B)
-        if MASKED:
-            page = tl.load(table_ptr + n // PAGE, mask=n < end, other=0)
-        else:
-            page = tl.load(table_ptr + n // PAGE)
-        offset = page.to(tl.int64) * stride_page + (n % PAGE) * stride_token
+        n = start + b
+        offset = next_page.to(tl.int64) * stride_page + (n % PAGE) * stride_token
+        ahead = n + BLOCK_B
+        next_page = tl.load(table_ptr + ahead // PAGE, mask=ahead < end, other=0)
         if WHOLE_H and not MASKED:
             k_HB = tl.load(keys_ptr + offset[None, :] + h[:, None])
             v_BH = tl.load(values_ptr + offset[:, None] + h[None, :])

@@ -120,7 +120,7 @@ def cascade_decode(
     """What `paged_decode` gives, with shared pages read once a tile. Three launches. Layers without a sliding window only."""
     rows, heads, dim = q_SNH.shape
     device = q_SNH.device
-    tile = tile or default_tile(dim, q_SNH.dtype)
+    tile = tile or default_tile(dim, q_SNH.dtype, device)
     out_SNH = torch.empty((rows, heads, dim), dtype=q_SNH.dtype, device=device)
     shared_parts = new_parts(plan.places, heads, dim, device)
     own_parts = new_parts(plan.own_work.capacity, heads, dim, device)

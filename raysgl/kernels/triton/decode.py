@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from raysgl.kernels.triton.blocks import LOG2_E, attend_blocks, finish
-from raysgl.kernels.triton.runtime import launch_options, num_sms, workspace
+from raysgl.kernels.triton.runtime import launch_options, num_sms, roomy, workspace
 from raysgl.kernels.triton.work import WorkList, list_work
 
 PROGRAMS_PER_SM = 4
@@ -31,9 +31,10 @@ class Tile:
     num_stages: int = 3
 
 
-def default_tile(head_dim: int, dtype: torch.dtype) -> Tile:
-    """A block of keys is 16 KiB: the pipelines of two programs fit an SM's shared memory (228 KiB)."""
-    return Tile(max(16, min(64, 16384 // (triton.next_power_of_2(head_dim) * dtype.itemsize))), 4, 3)
+def default_tile(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tile:
+    """A block of keys is 16 KiB, as is one of values: with two of each on their way, three programs fit an SM of 228 KiB."""
+    keys = max(16, min(64, 16384 // (triton.next_power_of_2(head_dim) * dtype.itemsize)))
+    return Tile(keys, 4, 3 if roomy(device) else 2)
 
 
 @dataclass
@@ -243,7 +244,7 @@ def paged_decode(
     block_rows = max(16, triton.next_power_of_2(heads // keys.shape[2]))
     launch_decode(
         q_SNH, keys, values, page_table_SP, plan.work, parts, out_SNH, lse_SN, scale, soft_cap,
-        tile or default_tile(dim, q_SNH.dtype), block_rows, scales_2K=scales_2K, merge=True,
+        tile or default_tile(dim, q_SNH.dtype, q_SNH.device), block_rows, scales_2K=scales_2K, merge=True,
     )  # fmt: skip
     return out_SNH
 

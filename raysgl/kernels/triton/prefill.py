@@ -47,10 +47,10 @@ def plan_prefill(
     return PrefillPlan(work, block_rows, query_lens_S, kv_lens_S)
 
 
-def default_prefill_tile(head_dim: int, block_rows: int, dtype: torch.dtype) -> Tile:
+def default_prefill_tile(head_dim: int, block_rows: int, dtype: torch.dtype, device: torch.device) -> Tile:
     """Blocks of keys as in decode; 8 warps where a tile is two of the matrix unit's 64 rows."""
-    keys = default_tile(head_dim, dtype)
-    return Tile(keys.block_keys, 8 if block_rows == 128 else 4, 3 if head_dim <= 128 else 2)
+    keys = default_tile(head_dim, dtype, device)
+    return Tile(keys.block_keys, 8 if block_rows == 128 else 4, keys.num_stages if head_dim <= 128 else 2)
 
 
 @triton.jit(do_not_specialize=["capacity", "stride_table", "window"])
@@ -144,7 +144,7 @@ def paged_prefill(
     if q_TNH.stride(2) != 1 or q_TNH.stride(1) != dim or keys.stride() != values.stride() or keys.stride(3) != 1:
         raise ValueError("attention needs heads without gaps, and keys and values laid out alike")
     out_TNH = torch.empty((tokens, heads, dim), dtype=q_TNH.dtype, device=q_TNH.device)
-    tile = tile or default_prefill_tile(dim, plan.block_rows, q_TNH.dtype)
+    tile = tile or default_prefill_tile(dim, plan.block_rows, q_TNH.dtype, q_TNH.device)
     work = plan.work
     _prefill_kernel[(kv_heads, work.capacity)](
         q_TNH, keys, values, page_table_SP, out_TNH, lse_TN, work.items, work.first_U1[-1:], plan.query_lens_S, plan.kv_lens_S,

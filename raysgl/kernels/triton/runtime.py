@@ -43,6 +43,15 @@ def num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
+@cache
+def roomy(device: torch.device) -> bool:
+    """Whether a program has more than 100 KiB of shared memory (A100, H100; not the GPUs for desktops)."""
+    if device.type != "cuda":
+        return True
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"] > 100 << 10
+
+
 _workspaces: dict[tuple[str, torch.device, torch.dtype], list[torch.Tensor]] = {}
 
 
