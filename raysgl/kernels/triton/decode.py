@@ -63,17 +63,16 @@ def fill(device: torch.device, num_kv_heads: int) -> int:
 
 
 @triton.jit
-def merge_row(
-    part_ptr, part_lse_ptr, place, next_place, step, count, head, h, valid, inside,
+def _merge(
+    part_ptr, part_lse_ptr, base, count, head, h, valid, inside,
     N: tl.constexpr, H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """(output, log-sum-exp) of the heads of one row from its `count` parts: at `place`, at `next_place`, and then every `step`."""
+    """(output, log-sum-exp) of the heads of one row from its `count` parts."""
     acc_MH = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     top_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm_M = tl.zeros([BLOCK_M], tl.float32)
     for i in range(count):
-        at = tl.where(i == 0, place, next_place + (i - 1) * step)
-        to = at.to(tl.int64) * N + head
+        to = (base + i).to(tl.int64) * N + head
         # .cg: other SMs wrote them.
         lse_M = tl.load(part_lse_ptr + to, mask=valid, other=float("-inf"), cache_modifier=".cg") * 1.4426950408889634
         part_MH = tl.load(part_ptr + to[:, None] * H + h[None, :], mask=inside, other=0.0, cache_modifier=".cg")
@@ -162,9 +161,8 @@ def _decode_kernel(
                 count = tl.load(first_item_ptr + unit + 1) - tl.load(first_item_ptr + unit)
                 if tl.atomic_add(mine, 1, sem="acq_rel") == count - 1:
                     tl.store(mine, 0)  # for the next launch
-                    base = tl.load(base_ptr + unit)
-                    out_MH, lse_M = merge_row(
-                        part_ptr, part_lse_ptr, base, base + 1, 1, count, head, h, valid, inside, N, H, BLOCK_M, BLOCK_H
+                    out_MH, lse_M = _merge(
+                        part_ptr, part_lse_ptr, tl.load(base_ptr + unit), count, head, h, valid, inside, N, H, BLOCK_M, BLOCK_H
                     )
                     to = row.to(tl.int64) * N + head
                     tl.store(out_ptr + to[:, None] * H + h[None, :], out_MH.to(out_ptr.dtype.element_ty), mask=inside)

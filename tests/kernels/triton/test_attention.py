@@ -11,7 +11,6 @@ pytest.importorskip("triton")
 
 from raysgl.kernels.triton.cascade import cascade_decode, plan_cascade
 from raysgl.kernels.triton.decode import Tile, paged_decode, plan_decode
-from raysgl.kernels.triton.decode_flow import FlowTile, flow_decode, plan_flow
 from raysgl.kernels.triton.merge import merge_state
 from raysgl.kernels.triton.prefill import paged_prefill, plan_prefill
 from raysgl.kernels.triton.work import list_work
@@ -52,25 +51,6 @@ def test_decode(dtype, heads, kv_heads, dim, page_size, window, soft_cap, device
     assert (lse[2] == float("-inf")).all()
     rows = [0, 1, 3, 4]
     assert_close(lse[rows], want_lse[rows], dtype)
-
-
-@pytest.mark.parametrize("programs", [1, 4, 11])
-@pytest.mark.parametrize(("dtype", "heads", "kv_heads", "dim", "page_size", "window", "soft_cap"), SHAPES)
-def test_decode_as_a_flow(dtype, heads, kv_heads, dim, page_size, window, soft_cap, programs, device):
-    # Few programs have several rows each, many share a row.
-    lens = [1, 130, 0, 64, 47, 16]
-    paged = make_paged(lens, page_size, kv_heads, dim, dtype, device)
-    q = queries(len(lens), heads, dim, dtype, device)
-    tile = FlowTile(16, 4, 2, programs)
-    for _ in range(2):  # what the first launch left behind must not disturb the second
-        lse = torch.full(q.shape[:2], float("nan"), device=device)
-        plan = plan_flow(int32(lens, device), 200, tile, window)
-        out = flow_decode(q, paged.keys, paged.values, paged.page_table_SP, plan, dim**-0.5, soft_cap, lse)
-        want, want_lse = reference(q, paged, [1] * len(lens), lens, dim**-0.5, window, soft_cap)
-        assert_close(out, want, dtype)
-        assert (lse[2] == float("-inf")).all()
-        rows = [0, 1, 3, 4, 5]
-        assert_close(lse[rows], want_lse[rows], dtype)
 
 
 @pytest.mark.parametrize(("dtype", "heads", "kv_heads", "dim", "page_size", "window", "soft_cap"), SHAPES)
