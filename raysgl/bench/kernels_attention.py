@@ -13,6 +13,7 @@ from raysgl.kernels.attention import AttentionBackend, AttentionLayer, KVCache
 from raysgl.kernels.attention.torch_backend import TorchBackend
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.triton.backend import TritonBackend
+from raysgl.kernels.triton.cascade import cascade_decode
 from raysgl.kernels.triton.decode import Tile, fill, paged_decode, plan_decode
 
 
@@ -99,7 +100,9 @@ def bench_attention(bench: Bench, cache: KVCache) -> None:
 
 
 def bench_cascade(bench: Bench, cache: KVCache) -> None:
-    print("\ncascade decode, us a layer: cascade | paged decode of the same; TB/s of bytes that must be read once")
+    print(
+        "\ncascade decode, us a layer: cascade | with two blocks of shared keys on their way | paged decode of the same; TB/s of bytes that must be read once"
+    )
     sizes, layer = bench.sizes, AttentionLayer(0, bench.sizes.dim**-0.5)
     for groups, members, shared, own in sizes.cascade:
         pages, rows = shared // sizes.page_size, groups * members
@@ -114,8 +117,13 @@ def bench_cascade(bench: Bench, cache: KVCache) -> None:
         )
         what = f"cascade {groups} x {members} x {shared}+{own}"
         bench.check(what, cascade.attend(q, layer), plain.attend(q, layer))
+        deeper = partial(
+            cascade_decode, q, cache.data[0, 0], cache.data[0, 1], batch.page_table_SP, cascade._cascade, layer.scale,
+            shared_tile=Tile(64, 4, 3),
+        )  # fmt: skip
         times = {
             "cascade": bench.time([partial(cascade.attend, q, layer)]),
+            "deeper": bench.time([deeper]),
             "paged": bench.time([partial(plain.attend, q, layer)]),
         }
         bench.report(what, times, (groups * shared + rows * own) * 4.0 * sizes.kv_heads * sizes.dim)

@@ -124,9 +124,10 @@ def cascade_decode(
     out_SNH = torch.empty((rows, heads, dim), dtype=q_SNH.dtype, device=device)
     shared_parts = new_parts(plan.places, heads, dim, device)
     own_parts = new_parts(plan.own_work.capacity, heads, dim, device)
+    # One block of keys on its way, not two: 82 instead of 115 KiB of shared memory, so two programs of a large tile to an SM.
     launch_decode(
         q_SNH, keys, values, page_table_SP, plan.shared_work, shared_parts, out_SNH, None, scale, soft_cap,
-        shared_tile or tile, BLOCK_ROWS, plan.members, scales_2K,
+        shared_tile or Tile(tile.block_keys, tile.num_warps, 2), BLOCK_ROWS, plan.members, scales_2K,
     )  # fmt: skip
     block_rows = max(16, triton.next_power_of_2(heads // keys.shape[2]))
     launch_decode(
