@@ -13,7 +13,7 @@ from raysgl.kernels.attention import AttentionBackend, AttentionLayer, KVCache
 from raysgl.kernels.attention.torch_backend import TorchBackend
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.triton.backend import TritonBackend
-from raysgl.kernels.triton.cascade import cascade_decode
+from raysgl.kernels.triton.cascade import cascade_decode, plan_cascade
 from raysgl.kernels.triton.decode import Tile, fill, paged_decode, plan_decode
 
 
@@ -112,13 +112,14 @@ def bench_cascade(bench: Bench, cache: KVCache) -> None:
         for backend in (plain, cascade):
             backend.plan(batch)
         order = torch.randperm(groups, device=bench.device).int()
-        cascade.plan_cascade(
-            order.repeat_interleave(members), torch.full((groups,), pages, dtype=torch.int32, device=bench.device)
-        )
+        order_S = order.repeat_interleave(members)
+        shared_J = torch.full((groups,), pages, dtype=torch.int32, device=bench.device)
+        cascade.plan_cascade(order_S, shared_J)
+        plan = plan_cascade(order_S, shared_J, batch.kv_lens_S, sizes.page_size, sizes.heads // sizes.kv_heads, sizes.kv_heads)
         what = f"cascade {groups} x {members} x {shared}+{own}"
         bench.check(what, cascade.attend(q, layer), plain.attend(q, layer))
         deeper = partial(
-            cascade_decode, q, cache.data[0, 0], cache.data[0, 1], batch.page_table_SP, cascade._cascade, layer.scale,
+            cascade_decode, q, cache.data[0, 0], cache.data[0, 1], batch.page_table_SP, plan, layer.scale,
             shared_tile=Tile(64, 4, 3),
         )  # fmt: skip
         times = {
