@@ -23,7 +23,7 @@ class Row:
     """What a failure came to. Times in seconds."""
 
     name: str
-    pause_s: float
+    wait_s: float
     whole_s: float
     streams: int
     excused: int
@@ -69,7 +69,7 @@ async def one(cluster: FakeCluster, load: Load, name: str) -> Row:
         await asyncio.to_thread(cluster.check_at_rest)
     except AssertionError as error:
         wrong.append(f"not at rest afterwards: {error}")
-    row = Row(name, load.longest_pause(at), whole_s, len(load.done), sum(bool(call.error) for call in excused), wrong)
+    row = Row(name, load.longest_wait(at), whole_s, len(load.done), sum(bool(call.error) for call in excused), wrong)
     print(table([row]).splitlines()[-1], file=sys.stderr, flush=True)
     if len(cluster.workers) < WORKERS:
         cluster.workers.append(cluster.add_node())  # Ray wants the main thread
@@ -82,12 +82,12 @@ def machine() -> str:
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| what | longest pause of a stream, s | whole again, s | streams | of a dead ingress | wrong |",
+        "| what | longest wait for a chunk, s | whole again, s | streams | of a dead ingress | wrong |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
-            f"| {row.name} | {row.pause_s:.2f} | {row.whole_s:.1f} | {row.streams} | {row.excused} | {len(row.wrong)} |"
+            f"| {row.name} | {row.wait_s:.2f} | {row.whole_s:.1f} | {row.streams} | {row.excused} | {len(row.wrong)} |"
         )
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from tests.cluster.nodes import MODEL
 
 PAUSE_S = 0.01
 """Between the end of a stream and the next; the client shares the machine's cores."""
+NOTED_S = 0.2
 
 
 @dataclass(eq=False)
@@ -31,8 +32,8 @@ class Call:
     error: str = ""
     ended: float = 0.0
     last: float = 0.0
-    gaps: list[tuple[float, float]] = field(default_factory=list)
-    """(when it ended, seconds) of gaps between chunks that were worth noting."""
+    waits: list[tuple[float, float]] = field(default_factory=list)
+    """(when it ended, seconds) of waits for the first chunk, or the next one, that were worth noting."""
 
 
 class Load:
@@ -86,10 +87,10 @@ class Load:
         while len(self.live) < self._streams or not all(call.last for call in self.live):
             await asyncio.sleep(0.02)
 
-    def longest_pause(self, since: float) -> float:
-        """The longest gap between two chunks of a stream that ended since then, in seconds."""
-        gaps = [gap for call in (*self.done, *self.live) for end, gap in call.gaps if end >= since]
-        return max(gaps, default=0.0)
+    def longest_wait(self, since: float) -> float:
+        """The longest that a client waited for its first chunk, or the next one, and got it since then; in seconds."""
+        waits = [wait for call in (*self.done, *self.live) for end, wait in call.waits if end >= since]
+        return max(waits, default=0.0)
 
     def failed(self, excused: set[Call] = frozenset()) -> list[str]:
         """What went wrong with the streams that are over."""
@@ -140,8 +141,9 @@ class Load:
 
     def _take(self, call: Call, event: dict) -> None:
         now = time.monotonic()
-        if call.last and now - call.last > 0.2:
-            call.gaps.append((now, now - call.last))
+        wait = now - (call.last or call.started)
+        if wait > NOTED_S:
+            call.waits.append((now, wait))
         call.last = now
         if "error" in event:
             call.error = f"error event {event['error']['message'][:200]}"
