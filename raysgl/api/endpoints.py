@@ -133,6 +133,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              requests=(protocol.AbortRequest,), response=responses.AbortResponse),
     Endpoint(path="/flush_cache", methods=("POST", "GET"), access=Access.ADMIN_OPTIONAL, view=operations.flush_cache,
              parameters=FLUSH_PARAMETERS, media=(TEXT,)),
+    Endpoint(path="/reset_prefix_cache", access=Access.ADMIN_OPTIONAL, view=operations.flush_cache, hidden=True),
 
     Endpoint(path="/start_profile", access=Access.ADMIN, handler=admin.start_profile, body_limit=SMALL,
              requests=(protocol.StartProfileRequest,), response=responses.Profiled),

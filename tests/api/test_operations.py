@@ -81,7 +81,8 @@ async def test_flush_cache(server):
     async with fake.client() as client:
         assert (await client.get("/flush_cache")).status_code == 200
         assert (await client.post("/flush_cache?timeout=2.5&model=tiny")).text == "Cache flushed."
-        assert fake.backend.flushed == [(None, 0.0), ("tiny", 2.5)]
+        assert (await client.post("/reset_prefix_cache")).status_code == 200
+        assert fake.backend.flushed == [(None, 0.0), ("tiny", 2.5), (None, 0.0)]
         assert (await client.post("/flush_cache?model=x")).status_code == 404
         for query in ("timeout=x", "timeout=-1", "timeout=nan", "force=1"):
             assert (await client.post(f"/flush_cache?{query}")).status_code == 400

@@ -130,6 +130,8 @@ class ResponsesRequest(Request):
     stream_options: StreamOptions | None = None
     truncation: Literal["disabled"] | None = None
     prompt_cache_key: str | None = None
+    stop: str | list[str] | None = Field(None, description="an extension of OpenAI's")
+    ignore_eos: bool | None = Field(None, description="an extension of OpenAI's")
     store: bool | None = Field(None, description="nothing is stored; the answer says so")
     background: Literal[False] | None = None
     previous_response_id: None = None

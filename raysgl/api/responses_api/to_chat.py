@@ -34,7 +34,7 @@ RENAMED = {
     "tools.*.function.parameters": "tools.*.parameters",
 }
 """A chat's field -> what it is called here."""
-SAME_NAME = ("model", "temperature", "top_p", "parallel_tool_calls", "stream", "prompt_cache_key")
+SAME_NAME = ("model", "temperature", "top_p", "parallel_tool_calls", "stream", "prompt_cache_key", "stop", "ignore_eos")
 
 
 def to_chat(request: ResponsesRequest) -> dict[str, Any]:

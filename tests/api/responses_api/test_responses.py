@@ -49,6 +49,12 @@ def test_sdk_whole_and_stream(client):
     assert final.output[0].content[0].text == TEXT
 
 
+def test_settings_that_load_generators_send():
+    request = ResponsesRequest.model_validate({"input": "hi", "stop": ["x"], "ignore_eos": True, "max_output_tokens": 3})
+    chat = to_chat(request)
+    assert (chat["stop"], chat["ignore_eos"], chat["max_completion_tokens"]) == (["x"], True, 3)
+
+
 def test_sdk_logprobs(client):
     answer = client.responses.create(model="tiny", input="hi", include=["message.output_text.logprobs"], top_logprobs=2)
     logprobs = answer.output[0].content[0].logprobs
