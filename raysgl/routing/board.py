@@ -4,7 +4,7 @@ The cost is in seconds, and it is everybody's, not only the new request's own:
 
     own work    uncached prompt tokens / prefill rate
     wait        WAIT_WEIGHT * prompt tokens queued ahead / prefill rate; waiting for a place to run and for KV pages
-    own pace    some decode steps, as far as the replica's batch makes them slower
+    own pace    some decode steps, as far as the replica's batch makes them slower; more where it is much slower than others'
     others      own work, once for every request that it holds up there
 
 The last term is what keeps a cluster efficient under load (docs/routing.md): without it every request takes the quickest way for
@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from raysgl.routing.load_book import LoadBook
 from raysgl.routing.messages import ReplicaInfo
@@ -45,6 +46,14 @@ FLAT_ROWS = 16
 """A step of fewer rows takes hardly longer than one of a single row, so up to there a busy batch is no slower than a quiet one."""
 
 
+SLOW = 1.5
+SLOW_EXPONENT = 4
+"""Where steps take more than SLOW times those of the mean busy replica, pace counts (steps / SLOW / mean) ** SLOW_EXPONENT times. A prefix
+that a fifth of all requests begin with must be computed a second time before its replica is too slow for everybody, and no
+single request is a reason to: the others that will find it there are not in its cost. (docs/routing.md: 8 does as well as 4, but
+2 leaves hits in bursts; with 1.25 hits suffer, with 1.75 it comes too late.)"""
+
+
 class Board:
     """Rows are replicas in the order given. Reads load books; nothing here changes one."""
 
@@ -54,6 +63,7 @@ class Board:
         self.books = [book for _, book in replicas]
         self.row_of = {info.replica: row for row, info in enumerate(self.infos)}
         self._row_of_book = {id(book): row for row, book in enumerate(self.books)}
+        self._names = np.array([xxh3_64_intdigest(info.replica.encode()) for info in self.infos], dtype=np.uint64)
         self.page_size = np.array([info.page_size for info in self.infos], dtype=np.float64)
         self.able = np.array([not info.draining for info in self.infos], dtype=bool)
         self.all_able = bool(self.able.all())
@@ -67,6 +77,10 @@ class Board:
         self._limited = np.zeros(count, dtype=bool)
         self._room = np.zeros(count)
         self._per_decode = np.zeros(count)
+        self._step = np.zeros(count)
+        self._pace = np.zeros(count)
+        self._slowness: np.ndarray | None = None
+        self._slowness_known = False
         self._num_measured = 0
         self._all_requests = 0.0
         # A lower bound of the rooms, so that they are looked at only where one may be too small.
@@ -91,7 +105,7 @@ class Board:
         over = running + waiting + 1 - load.max_running if load.max_running > 0 else 0
         # Steps that prefill are no measure of how slow decoding is; the rate is of decode steps alone.
         step = min(load.step_seconds, load.running * per_decode) if load.decode_rate else load.step_seconds
-        fixed = PACE_STEPS * step * running / (FLAT_ROWS + running)
+        pace = fixed = PACE_STEPS * step * running / (FLAT_ROWS + running)
         if over > 0:
             fixed += over * EXPECTED_OUTPUT * per_decode
         # A place to run is taken even where nobody may wait.
@@ -101,6 +115,9 @@ class Board:
         self._requests[row] = running + waiting
         self._queued[row] = queued
         self._base[row] = fixed
+        self._pace[row] = pace
+        self._step[row] = step
+        self._slowness_known = False
         self._over[row] = over
         self._limited[row] = load.max_running > 0
         self._room[row] = room
@@ -136,6 +153,8 @@ class Board:
             ahead = self._queued if coming_pages is None else np.maximum(self._queued - coming_pages * self.page_size, 0.0)
         held_up = 0.5 * self._requests + (1 + 0.5 * self._all_requests / len(self.infos))
         cost = (uncached * held_up + WAIT_WEIGHT * ahead) * self._per_token + self._base
+        if (slowness := self._slow()) is not None:
+            cost += slowness
         if sequences > 1:
             more = self._over + (sequences - 1)
             already = np.maximum(self._over, 0.0)
@@ -147,6 +166,27 @@ class Board:
                 short = uncached + EXPECTED_OUTPUT * sequences - self._room
                 cost += np.maximum(short, 0.0) * self._per_decode
         return cost
+
+    def _slow(self) -> np.ndarray | None:
+        """What pace costs beyond its plain seconds; None if nothing. [replicas]"""
+        if self._slowness_known:
+            return self._slowness
+        self._slowness_known, self._slowness = True, None
+        steps = self._step
+        busy = int(np.count_nonzero(steps))
+        limit = SLOW * float(steps.sum()) / busy if busy else 0.0
+        if busy > 1 and float(steps.max()) > limit:
+            self._slowness = self._pace * (np.maximum(steps / limit, 1.0) ** SLOW_EXPONENT - 1.0)
+        return self._slowness
+
+    def rendezvous(self, rows: np.ndarray, key: int) -> int:
+        """The one of some rows that is first in an order which depends on the key and the replicas' names alone."""
+        if len(rows) == 1:
+            return int(rows[0])
+        mixed = (self._names[rows] ^ np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)  # so far the lower bits of a key would hardly matter (SplitMix64's mixing)
+        return int(rows[int(mixed.argmax())])
 
     def queue_seconds(self, row: int) -> float:
         """How long until all that waits at a replica now has got its turn: as it has found itself, or else by rates."""

@@ -1,7 +1,9 @@
 """Which replica a request goes to: the one where it costs everybody together the least seconds (`board`).
 
-Rates are the replicas' own measurements. Ties are broken at random, so that nothing piles up on the first replica. There is no
-switch that turns affinity off: a hot prefix spreads when, and only when, recomputing it elsewhere costs less than waiting for it.
+Rates are the replicas' own measurements. Ties are broken at random, so that nothing piles up on the first replica; near-ties of a
+prompt that no replica knows are broken by its first page, so that all ingresses begin a new prefix at the same replica, though they learn of
+each other's decisions late. There is no switch that turns affinity off: a hot prefix spreads when, and only when, recomputing it elsewhere
+costs less than waiting for it.
 
 Queued tokens that are the request's own prefix, sent moments ago for another request, are not counted as waiting: it would have
 to compute them elsewhere itself. So requests that arrive together with a common new prefix follow the first of them, until the
@@ -31,6 +33,10 @@ from raysgl.routing.sharded_index import ShardedIndex
 TIE_S = 1e-6
 SESSION_SLACK_S = 0.01
 """Costs that differ by less than these are equal, without and with a session to keep in its place."""
+
+NEW_SLACK = 0.3
+"""Share of the cost by which replicas may differ to be as good as each other for a prompt of which no page is known. (docs/routing.md: 0.1
+is too little for two ingresses to agree, 0.5 no better. Where pages are known it must be 0: work would be done twice.)"""
 
 FEW_BITS = 6
 """Up to so many replicas of a run are taken one by one, more at once by numpy."""
@@ -242,15 +248,16 @@ class Router:
         best = costs.min(initial=math.inf)
         if best == math.inf:
             return Refusal("full", self._retry_after(board, able)) if able.any() else Refusal("none", 1.0)
-        equal = (costs <= best + (SESSION_SLACK_S if request.session else TIE_S)).nonzero()[0]
-        if len(equal) == 1:
-            row = int(equal[0])
-        elif request.session:
-            # Rendezvous hashing: every ingress prefers the same replica for a session, and a replica that comes or goes
-            # moves only its own sessions.
-            names = board.infos
-            row = max(equal.tolist(), key=lambda row: xxh3_64_intdigest(f"{request.session}\0{names[row].replica}".encode()))
+        # Rendezvous hashing: every ingress prefers the same replica for a session or a new prefix, and a replica that comes or goes moves
+        # only its own.
+        if request.session:
+            equal = (costs <= best + SESSION_SLACK_S).nonzero()[0]
+            row = board.rendezvous(equal, xxh3_64_intdigest(request.session.encode()))
+        elif request.hashes and (hits is None or not hits[int(costs.argmin())]):
+            equal = (costs <= best * (1 + NEW_SLACK) + TIE_S).nonzero()[0]
+            row = board.rendezvous(equal, request.hashes[0])
         else:
+            equal = (costs <= best + TIE_S).nonzero()[0]
             row = int(equal[int(self._random.random() * len(equal))])
         hit = 0 if hits is None else int(hits[row])
         return self._commit(request, self._replicas[board.infos[row].replica], hit, float(costs[row]), now)

@@ -93,8 +93,54 @@ def test_an_unmeasured_replica_gets_the_others_mean():
 
 
 def test_ties_are_broken_at_random():
-    counts = Counter(choose(router_of(seed=seed), prompt(0, 10)).replica for seed in range(200))
-    assert set(counts) == {"r0", "r1", "r2", "r3"} and max(counts.values()) < 90
+    def chosen(seed, known):
+        router = router_of(seed=seed)
+        for replica in known:
+            cache(router, replica, range(10))
+        return choose(router, prompt(0, 10 if known else 0)).replica
+
+    for known in ((), ("r0", "r1", "r2", "r3")):
+        counts = Counter(chosen(seed, known) for seed in range(200))
+        assert set(counts) == {"r0", "r1", "r2", "r3"} and max(counts.values()) < 90
+
+
+def test_a_new_prefix_begins_where_every_ingress_would_begin_it():
+    homes = Counter()
+    for first in range(100, 3000, 15):
+        chosen = set()
+        for seed in range(4):
+            router = router_of(seed=seed, r1=load(queued_tokens=10 * seed))  # what they know differs a little
+            chosen.add(choose(router, prompt(first, 50)).replica)
+        assert len(chosen) == 1
+        homes.update(chosen)
+    assert len(homes) == 4 and max(homes.values()) < 80
+    # Not at the price of work, or of a long queue.
+    router = router_of()
+    cache(router, "r2", range(100, 101))
+    assert choose(router, prompt(100, 50)).replica == "r2"
+    (home,) = {choose(router_of(seed=seed), prompt(200, 5)).replica for seed in range(4)}
+    router = router_of(**{home: load(queued_tokens=500)})
+    assert choose(router, prompt(200, 5)).replica != home
+
+
+def test_a_replica_far_slower_than_the_others_is_left_even_by_its_hottest_prefix():
+    """Recomputing 100 pages among as many others costs more than its own pace saves; the next ones that hit the copy are not counted."""
+
+    def chosen(rate):
+        busy = {f"r{i}": load(running=30, max_running=64, decode_rate=30 / 0.02, step_seconds=1.0) for i in range(4)}
+        busy["r0"] = load(running=30, max_running=64, decode_rate=rate, step_seconds=1.0)
+        router = router_of(**busy)
+        cache(router, "r0", range(100))
+        return choose(router, prompt(0, 101)).replica
+
+    assert chosen(30 / 0.02) == chosen(30 / 0.03) == "r0"
+    assert chosen(30 / 0.3) != "r0"
+
+
+def test_the_only_busy_replica_is_not_slow():
+    router = router_of(r0=load(running=2, decode_rate=2 / 0.01, step_seconds=1.0))
+    cache(router, "r0", range(20))
+    assert choose(router, prompt(0, 21)).replica == "r0"
 
 
 def test_requests_sent_count_at_once_and_until_their_first_token():
