@@ -3,6 +3,7 @@
     vocabulary.py    a tokenizer as grammars see it
     limits.py        what is refused before any library sees it
     llguidance_backend.py, xgrammar_backend.py   the two grammar libraries behind one interface (`interface.py`)
+    schema_rewrite.py   JSON schemas said with the keywords that llguidance knows (and schema_negation.py, schema_refs.py, schema_values.py)
     sandbox.py       grammars are first compiled in a process of their own, which may take too long, or die
     compiler.py      compiles in threads, keeps what is used
 

@@ -19,6 +19,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from llguidance.numpy import fill_next_token_bitmask_par
 
 from raysgl.grammar.interface import GrammarError
+from raysgl.grammar.schema_rewrite import rewritten
 from raysgl.grammar.vocabulary import Vocabulary
 from raysgl.sampling.constraint import Constraint
 
@@ -115,7 +116,21 @@ def _schema(schema: Any) -> dict[str, Any]:
         schema = {} if schema else {"enum": []}
     if not isinstance(schema, dict):
         raise GrammarError("a schema must be an object or boolean")
-    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    own = schema.get("x-guidance")
+    form = {"x-guidance": {"whitespace_pattern": WHITESPACE, **(own if isinstance(own, dict) else {})}}
+    if not (reason := _refusal({**schema, **form})):
+        return {**schema, **form}
+    other = rewritten(schema)
+    other = {} if other is True else {"enum": []} if other is False else other
+    if still := _refusal({**other, **form}):
+        raise GrammarError(f"{reason} (said otherwise: {still})")
+    return {**other, **form}
+
+
+def _refusal(schema: dict[str, Any]) -> str:
+    """Why llguidance does not take it."""
+    found = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    return in_one_line(found) if found else ""
 
 
 def _searched(pattern: str) -> str:

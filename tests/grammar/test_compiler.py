@@ -145,7 +145,7 @@ HOSTILE = [
     ("json_schema", '{"items": ' * 200 + "{}" + "}" * 200, "recursion|nested"),
     ("json_schema", '{"pattern": "(?!a)"}', "look-around"),
     ("json_schema", '{"type": "string", "enum": [1]}', "nsatisfiable"),
-    ("json_schema", '{"$ref": "http://example.com/schema"}', "retriev"),
+    ("json_schema", '{"$ref": "http://example.com/schema"}', "leads out"),
     ("ebnf", "root ::= foo", "foo"),
     ("ebnf", "start: foo", "foo"),
     ("structural_tag", '{"format": {"type": "nothing"}}', "nothing"),
