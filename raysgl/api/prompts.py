@@ -14,6 +14,7 @@ from raysgl.api.protocol import ChatInput
 from raysgl.api.request_template import render_untrusted
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
+from raysgl.api.tool_use import NO_PARAMETERS
 
 T = TypeVar("T")
 
@@ -100,11 +101,11 @@ def _shown_tools(request: ChatInput, data: dict[str, Any], template: ChatTemplat
 
 
 def _with_parameters(tool: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI lets a function without arguments leave its parameters out; templates look into them."""
+    """Templates look into a function's parameters, which may have been left out."""
     function = tool["function"]
     if function.get("parameters") is not None:
         return tool
-    return {**tool, "function": {**function, "parameters": {"type": "object", "properties": {}}}}
+    return {**tool, "function": {**function, "parameters": NO_PARAMETERS}}
 
 
 def _is_prefix(message: dict[str, Any]) -> bool:

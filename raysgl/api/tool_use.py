@@ -10,6 +10,9 @@ from raysgl.api.parsers.tool_format import Tools
 from raysgl.api.protocol import AllowedTools, ChatInput, NamedTool
 from raysgl.api.schema_check import schema_problem
 
+NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+"""OpenAI lets a function without arguments leave its parameters out."""
+
 
 @dataclass(frozen=True)
 class ToolUse:
@@ -45,7 +48,7 @@ def tool_use(request: ChatInput) -> ToolUse | None:
         names = _known([tool.function.name for tool in choice.allowed_tools.tools], functions)
     mode = choice.allowed_tools.mode if isinstance(choice, AllowedTools) else choice
     return ToolUse(
-        {name: functions[name].parameters or {} for name in names},
+        {name: functions[name].parameters or NO_PARAMETERS for name in names},
         required=mode == "required" or isinstance(choice, NamedTool),
         strict=frozenset(name for name in names if functions[name].strict),
         parallel=request.parallel_tool_calls is not False and not isinstance(choice, NamedTool),

@@ -10,6 +10,7 @@ from typing import Any
 from raysgl.api.errors import bad_request
 from raysgl.api.parsers import json_array
 from raysgl.api.parsers.argument_grammar import json_arguments, python_arguments, text_arguments
+from raysgl.api.parsers.closed_schema import closed
 from raysgl.api.parsers.lark import Lark, escaped, without
 from raysgl.api.parsers.registry import tool_format
 from raysgl.api.parsers.tool_format import Structure, ToolFormat, Tools
@@ -49,6 +50,7 @@ def tool_constraint(
     named: exactly one, of this tool. Otherwise the answer is text, calls, or text and then calls, and constrained only if one of the
     tools is `strict`: to begin a call is to finish it as the tool's schema says (arguments of a tool that is not strict are any
     object). parallel: there may be several calls. special: text of special tokens -> id, at least of those among the format's tags.
+    Objects in arguments have no members but those that the schema names, unless it says that they may.
     answer: the schema of an answer without calls, which then is JSON, and has no text beside calls; not for a format with `whole`.
 
     ApiError 400 for what the format cannot be held to.
@@ -69,8 +71,9 @@ def tool_constraint(
                 f"the calls of {tool[:80]!r} cannot be constrained: a name has letters, digits, _, . and -", "tools"
             )
     format = json_array.FORMAT if name is None else tool_format(name)
-    answers = _Answers(Lark(special), wanted, parallel and named is None and format.whole is None)
     try:
+        wanted = {tool: closed(parameters) for tool, parameters in wanted.items()}
+        answers = _Answers(Lark(special), wanted, parallel and named is None and format.whole is None)
         if answer is not None:
             start = f"{answers.lark.json(answer)} | {answers.calls_alone(format)}"
         else:
