@@ -129,6 +129,8 @@ class Answer(ABC):
         events = parser.feed(piece.text) if piece.text else []
         if piece.finish_reason is not None:
             events += parser.finish()
+        if parser.reasoning:
+            self.generation.reasoned(piece.index, parser.reasoning)
         if any(isinstance(event, ToolCallStart) for event in events):
             self._calling.add(piece.index)
         return events
@@ -184,14 +186,17 @@ class Answer(ABC):
 
     def usage(self) -> bytes:
         usage = self.generation.usage
+        reasoning = usage.reasoning_tokens
         return (
             b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d},'
-            b'"reasoning_tokens":0,"completion_tokens_details":null}'
+            b'"reasoning_tokens":%d,"completion_tokens_details":%b}'
             % (
                 usage.prompt_tokens,
                 usage.prompt_tokens + usage.completion_tokens,
                 usage.completion_tokens,
                 usage.cached_tokens,
+                reasoning,
+                b'{"reasoning_tokens":%d}' % reasoning if reasoning else b"null",
             )
         )
 

@@ -139,7 +139,7 @@ def meta_info(generation: Generation, index: int, last: Piece) -> dict[str, Any]
         "weight_version": "default",
         "num_retractions": last.retractions,
         "completion_tokens": generation.num_tokens(index),
-        "reasoning_tokens": 0,
+        "reasoning_tokens": generation.reasoning_tokens(index),
         "cached_tokens": generation.cached_tokens(number),
     }
     if last.finish_reason is not None:

@@ -87,7 +87,7 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
     form = output_form(request, model, use, text, Asked(params.constraint, constraint_field(vars(request))))
     params = msgspec.structs.replace(params, constraint=form.asked.constraint, think_end_ids=form.think_end_ids)
     params = fit(params, len(ids), model, request)
-    prompt = Prompt(ids, params, constraint_field=form.asked.field, kept=form.kept)
+    prompt = Prompt(ids, params, constraint_field=form.asked.field, kept=form.kept, reasons=form.reasoning is not None)
     style = _style(request, model, bool(request.logprobs), request.top_logprobs)
     style.parser = form.parser if form.parses else None
     return request, model, [prompt], style

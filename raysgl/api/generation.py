@@ -33,6 +33,8 @@ class Prompt:
     """What the request calls `sampling.constraint`."""
     kept: frozenset[int] = frozenset()
     """Special tokens that are marks for the answer's parser, and so stay in the text."""
+    reasons: bool = False
+    """Whether the answer's parser looks for reasoning."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Generation:
         self._backend = backend
         self._streams: list[OutputStream | None] = [None] * len(job.prompts)
         self._texts = [
-            SequenceText(p * self.n + i, job.model.tokenizer, prompt.sampling, prompt.kept)
+            SequenceText(p * self.n + i, job.model.tokenizer, prompt.sampling, prompt.kept, prompt.reasons)
             for p, prompt in enumerate(job.prompts)
             for i in range(self.n)
         ]
@@ -107,6 +109,14 @@ class Generation:
     def num_tokens(self, index: int) -> int:
         """How many tokens sequence `index` has generated."""
         return self._texts[index].num_tokens
+
+    def reasoned(self, index: int, spans: list[tuple[int, int | None]]) -> None:
+        """Reasoning stands in these parts of sequence `index`'s text so far (see `SequenceText.tokens_in`)."""
+        self._tally.reasoned(index, self._texts[index].tokens_in(spans))
+
+    def reasoning_tokens(self, index: int) -> int:
+        """How many of sequence `index`'s tokens are reasoning."""
+        return self._tally.reasoning[index]
 
     def cached_tokens(self, prompt: int) -> int:
         """How much of a prompt was in the cache."""

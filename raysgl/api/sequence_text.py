@@ -5,6 +5,8 @@ The same pieces make a stream's chunks and, put together, a whole answer.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from raysgl.api.detokenizer import detokenizer
@@ -48,9 +50,17 @@ class SequenceText:
     stopped: a stop string was found, so that the engine should be told to abort the sequence.
     done: its last piece is out; nothing more may be pushed.
     kept: special tokens that are shown whatever the settings say, since a parser reads them.
+    placed: remembers where each token begins, for `tokens_in`.
     """
 
-    def __init__(self, index: int, tokenizer: Tokenizer, sampling: SamplingParams, kept: frozenset[int] = frozenset()):
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        kept: frozenset[int] = frozenset(),
+        placed: bool = False,
+    ):
         self.index = index
         self.num_tokens = 0
         self.done = self.stopped = False
@@ -60,6 +70,7 @@ class SequenceText:
         self._decoded = 0  # characters of text known, held back or not
         self._released = 0
         self._entries: list[Entry] = []  # not released yet
+        self._starts: array[int] | None = array("I") if placed else None
 
     def push(self, output: SequenceOutput) -> Piece:
         """Takes what the engine sent. Its `finish` must be no error."""
@@ -73,6 +84,14 @@ class SequenceText:
             piece.message, piece.retractions = output.finish.message, output.finish.retractions
         return piece
 
+    def tokens_in(self, spans: list[tuple[int, int | None]]) -> int:
+        """How many tokens begin in these parts of the text; None: to its end."""
+        starts = self._starts
+        assert starts is not None
+        return sum(
+            (len(starts) if end is None else bisect_left(starts, end)) - bisect_left(starts, begin) for begin, end in spans
+        )
+
     def _push(self, output: SequenceOutput) -> Piece:
         finish = output.finish
         ids, hidden = output.token_ids, 0
@@ -80,7 +99,7 @@ class SequenceText:
             hidden = 0 if self._sampling.no_stop_trim else 1  # the stop token counts, but is not shown
         shown = len(ids) - hidden
         logprobs = output.logprobs
-        if self._matcher is None and logprobs is None:
+        if self._matcher is None and logprobs is None and self._starts is None:
             push = self._detokenizer.push
             text = push(ids[0]) if shown == 1 else "".join([push(token) for token in ids[:shown]])
             self.num_tokens += len(ids)
@@ -108,6 +127,8 @@ class SequenceText:
 
     def _push_one(self, token: int, logprob: TokenLogprob | None) -> str:
         self.num_tokens += 1
+        if self._starts is not None:
+            self._starts.append(self._decoded)
         if logprob is not None:
             self._entries.append(Entry(logprob, self._decoded))
         text = self._detokenizer.push(token)

@@ -22,6 +22,7 @@ class Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Tally:
@@ -33,6 +34,8 @@ class Tally:
     def __init__(self, stats: ModelStats, call: Call, lengths: list[int], n: int, arrived_at: float):
         self.usage = Usage(sum(lengths))
         self.cached: list[int | None] = [None] * len(lengths)
+        self.reasoning = [0] * (len(lengths) * n)
+        """Tokens of each sequence that are reasoning."""
         self._stats, self._call, self._lengths, self._arrived_at = stats, call, lengths, arrived_at
         self._ended_at = 0.0
         self._first_at = [0.0] * (len(lengths) * n)
@@ -85,6 +88,11 @@ class Tally:
             self._first_at[index] = now
             self._call.first_token_at = self._call.first_token_at or now
             self._stats.ttft.add(now - self._arrived_at)
+
+    def reasoned(self, index: int, num_tokens: int) -> None:
+        """So many of a sequence's tokens so far are reasoning."""
+        self.usage.reasoning_tokens += num_tokens - self.reasoning[index]
+        self.reasoning[index] = num_tokens
 
     def finished(self, index: int, num_tokens: int, reason: str) -> None:
         """A sequence ended, in a way that is no error."""

@@ -75,6 +75,7 @@ def put_together(chunks: list[dict]) -> dict:
     """A stream's choice as the whole answer has it, ids left out."""
     message: dict = {"content": "", "reasoning_content": "", "tool_calls": []}
     entries, finish = [], None
+    *chunks, last = chunks
     for chunk in chunks:
         (choice,) = chunk["choices"]
         delta, finish = choice["delta"], choice["finish_reason"]
@@ -85,7 +86,7 @@ def put_together(chunks: list[dict]) -> dict:
             if "id" in call:
                 message["tool_calls"].append([call["function"]["name"], ""])
             message["tool_calls"][call["index"]][1] += call["function"]["arguments"]
-    return message | {"logprobs": entries, "finish_reason": finish}
+    return message | {"logprobs": entries, "finish_reason": finish, "usage": last["usage"]}
 
 
 def taken_apart(body: dict) -> dict:
@@ -98,6 +99,7 @@ def taken_apart(body: dict) -> dict:
         "tool_calls": calls,
         "logprobs": choice["logprobs"]["content"],
         "finish_reason": choice["finish_reason"],
+        "usage": body["usage"],
     }
 
 
@@ -110,7 +112,8 @@ async def test_whole_equals_streamed_and_every_token_has_its_logprob(saying, tex
     body = ASK | {"logprobs": True} | ({"stop": ["👧", "never"]} if stop else {})
     whole = taken_apart((await post(saying(text), body)).json())
     made = saying(text, cuts)
-    assert put_together(events((await post(made, body | {"stream": True})).text)) == whole
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    assert put_together(events((await post(made, body | stream)).text)) == whole
     if not stop:
         assert [entry["token"] for entry in whole["logprobs"]] == [
             made.backend.models["tiny"].tokenizer.token_text(token)
@@ -126,6 +129,19 @@ async def test_a_call_that_is_cut_off_is_an_answer_that_is(saying, thinking):
     assert choice["finish_reason"] == "length"
     thought = await post(saying("<think>on and on", finish=Finish("length")), ASK)
     assert thought.json()["choices"][0]["message"] == {"role": "assistant", "content": None, "reasoning_content": "on and on"}
+
+
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [(SAID, "\nHm é\n</think>"), ("<think>on and on é", "on and on é"), (CALL, ""), ("x</think><think>y</think>", "")],
+)
+async def test_tokens_of_reasoning_are_counted(saying, thinking, text, thought):
+    """From behind the mark that begins it, with the one that ends it."""
+    usage = (await post(saying(text), ASK | {"n": 2, "return_meta_info": True})).json()
+    count = len(thinking.tokenizer.encode(thought, add_special_tokens=False))
+    assert usage["usage"]["reasoning_tokens"] == 2 * count
+    assert usage["usage"]["completion_tokens_details"] == ({"reasoning_tokens": 2 * count} if count else None)
+    assert [choice["meta_info"]["reasoning_tokens"] for choice in usage["choices"]] == [count, count]
 
 
 async def test_settings_of_what_is_read(saying):

@@ -45,9 +45,9 @@ def read(reader: Reader, output: Output, reasoning: bool, calls: bool) -> Wait[N
             between = "\n\n"
             yield from _body(reader, output.text)
         elif to is None and reasoning:
-            output.begin_reasoning()
+            output.begin_reasoning(reader.position)
             yield from _body(reader, output.reasoning)
-            output.end_reasoning()
+            output.end_reasoning(reader.position)
         else:
             output.text(CHANNEL + header + MESSAGE)
             output.text((yield from _body(reader, output.text)) or "")

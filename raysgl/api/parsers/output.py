@@ -19,6 +19,8 @@ class Output:
         self.num_calls = 0
         self.thinking = False
         """In reasoning now."""
+        self.spans: list[tuple[int, int | None]] = []
+        """Where in the whole text reasoning stands, with the mark that ends it; None: it has not ended."""
         self._events: list[Event] = []
         self._stream_reasoning, self._max_calls = stream_reasoning, max_calls
         self._over = False
@@ -37,7 +39,9 @@ class Output:
         else:
             self._space += text
 
-    def begin_reasoning(self) -> None:
+    def begin_reasoning(self, position: int) -> None:
+        """position: how much of the whole text has been read."""
+        self.spans.append((position, None))
         self.thinking = self._fresh = True
         self._space = ""
 
@@ -54,7 +58,8 @@ class Output:
         if self._stream_reasoning:
             self._show_reasoning()
 
-    def end_reasoning(self) -> None:
+    def end_reasoning(self, position: int) -> None:
+        self.spans[-1] = (self.spans[-1][0], position)
         self._show_reasoning()
         self.thinking, self._fresh, self._space = False, True, ""
 
@@ -75,7 +80,8 @@ class Output:
     def finish(self) -> None:
         """Nothing more follows."""
         if self.thinking:
-            self.end_reasoning()
+            self._show_reasoning()
+            self.thinking = False
         elif self._space:
             self._add(TextDelta(self._space))
 

@@ -24,11 +24,17 @@ class Reader:
         self._at = 0
         self._mark: int | None = None
         self._closed = False
+        self._gone = 0  # characters before `_text`
+
+    @property
+    def position(self) -> int:
+        """How many characters of the whole text have been taken."""
+        return self._gone + self._at
 
     def feed(self, text: str) -> None:
         kept = self._at if self._mark is None else self._mark
         if kept:
-            self._text, self._at = self._text[kept:], self._at - kept
+            self._text, self._at, self._gone = self._text[kept:], self._at - kept, self._gone + kept
             if self._mark is not None:
                 self._mark = 0
         self._text += text

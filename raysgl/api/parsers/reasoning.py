@@ -25,9 +25,9 @@ class ReasoningFormat:
         if tag is None and not self.forced:
             output.text(before)
             return
-        output.begin_reasoning()
+        output.begin_reasoning(reader.position)
         if (yield from reader.until((self.end,), output.reasoning)) is not None:
-            output.end_reasoning()
+            output.end_reasoning(reader.position)
 
     @property
     def tags(self) -> tuple[str, ...]:

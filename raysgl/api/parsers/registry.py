@@ -60,6 +60,11 @@ class OutputParser:
         self._steps = _parse(reasoning, calls, tools or {}, self._reader, self._output)
         self._go_on()
 
+    @property
+    def reasoning(self) -> list[tuple[int, int | None]]:
+        """Where in the whole text it stands so far; None: to the end."""
+        return self._output.spans
+
     def feed(self, text: str) -> list[Event]:
         self._reader.feed(text)
         self._go_on()
