@@ -6,6 +6,7 @@ How it is done is in a `PoolingSpec`; this is where torch does it. Legend: `rays
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -18,9 +19,10 @@ from raysgl.models.bert import Linear
 from raysgl.models.checkpoint import Checkpoint
 from raysgl.models.encoder_config import EncoderConfig
 from raysgl.models.hf_config import HFConfig
-from raysgl.models.layers import Build, checkpoint_table
+from raysgl.models.layers import Build, Piece, checkpoint_table
 from raysgl.models.pooling import PoolingSpec
 from raysgl.models.registry import model_class
+from raysgl.models.streaming import Chunk
 from raysgl.models.weights import Progress
 
 LEFT_OUT = ("lm_head.", "cls.", "pooler.", "position_ids", "rotary_emb.inv_freq", "embeddings.token_type_ids")
@@ -105,8 +107,11 @@ class _Named:
                     self._own[name] = name
         self.shapes = {ours: source.shapes[name] for ours, name in self._own.items()}
 
-    def read(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
-        return self._source.read(self._own[name], dim, start, length)
+    def chunks(self, piece: Piece) -> Iterator[Chunk]:
+        return self._source.chunks(dataclasses.replace(piece, name=self._own[piece.name]))
+
+    def number(self, name: str) -> float:
+        return self._source.number(self._own[name])
 
 
 def _plain(name: str) -> str:

@@ -55,6 +55,7 @@ class WholeAttention:
     """See `AttentionBackend`. causal: tokens do not see those behind them."""
 
     capturable = False
+    has_attend = False
 
     def __init__(self, causal: bool):
         self.causal = causal
