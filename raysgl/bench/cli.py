@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from raysgl.bench import engine_commands, load_commands
-from raysgl.bench.engine_commands import SMOLLM2, Engine, ModelPath, engine_config
+from raysgl.bench.engine_commands import SMOLLM2, Engine, ModelPath, counts, engine_config
 from raysgl.bench.routing import command
 from raysgl.bench.show import Json, Output, show
 
@@ -93,6 +93,29 @@ def startup(
 
     settings = engine_config(model_path, engine).model_dump(exclude_unset=True)
     show(json, lambda stage: run(settings, repeats, stage), output)
+
+
+@bench.command()
+def tax(
+    model_path: Annotated[str, typer.Option(help="as model_path in a config; made-up: next to no model at all")] = "made-up",
+    engine: Engine = [],  # noqa: B006  (typer copies it)
+    streams: Annotated[str, typer.Option(help="at a time, for throughput; several by comma")] = "16,64,256",
+    per_stream: Annotated[int, typer.Option(min=1, help="requests for each stream")] = 2,
+    alone: Annotated[int, typer.Option(min=1, help="requests one after the other, for time to first token")] = 50,
+    input_len: Annotated[int, typer.Option(min=1)] = 128,
+    output_len: Annotated[int, typer.Option(min=2)] = 64,
+    num_ingress: Annotated[int, typer.Option(min=1, help="of the whole stack")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="client processes")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="of each side; their medians count")] = 2,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """What Ray costs: the whole stack against the same engine in one process with plain uvicorn."""
+    from raysgl.bench.tax import Load, run
+
+    load = Load(alone, counts("streams", streams), per_stream, input_len, output_len, processes, rounds)
+    config = engine_config(model_path, engine)
+    show(json, lambda stage: run(config, load, {"num_ingress": num_ingress}, stage), output)
 
 
 @bench.command()

@@ -61,9 +61,9 @@ def latency(
 
     config = engine_config(model_path, engine)
     sizes, inputs, outputs = (
-        _counts("batch-size", batch_size),
-        _counts("input-len", input_len),
-        _counts("output-len", output_len),
+        counts("batch-size", batch_size),
+        counts("input-len", input_len),
+        counts("output-len", output_len),
     )
     show(json, lambda stage: measure(config, sizes, inputs, outputs, rounds, stage), output)
 
@@ -87,7 +87,8 @@ def engine_config(model_path: str, settings: list[str]) -> EngineConfig:
         fail(explain(error, EngineConfig, "--engine "))
 
 
-def _counts(name: str, text: str) -> list[int]:
+def counts(name: str, text: str) -> list[int]:
+    """1,4,16 -> [1, 4, 16]. Exits with a sentence where one is wrong."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:

@@ -55,12 +55,12 @@ class LocalEngine:
             where = torch.device("cuda:0" if self.device == "cuda" else "cpu")
             return ModelRunner(config, self.checkpoint, 0, distributed.single(), where, lambda done, text: stage(text))
 
-        self._runner = BackgroundRunner(make) if self.device == "cpu" else make()
+        self.runner = BackgroundRunner(make) if self.device == "cpu" else make()
         self.load_s = time.perf_counter() - started
 
     @property
     def kv_tokens(self) -> int:
-        return self._runner.num_pages * self._config.page_size
+        return self.runner.num_pages * self._config.page_size
 
     def draw(self, source: random.Random, count: int) -> list[int]:
         """Random ids of the model's vocabulary."""
@@ -70,7 +70,7 @@ class LocalEngine:
     def run(self, work: list[Work], progress: Callable[[int], None] = lambda done: None) -> tuple[list[Sampled], float]:
         """The whole batch, all there from the start, greedy, in an empty cache. Returns also the seconds that it took. Raises
         ValueError for a prompt that does not fit."""
-        config = scheduler_config(self._config, self.limits, self._runner.num_pages, ())
+        config = scheduler_config(self._config, self.limits, self.runner.num_pages, ())
         scheduler = Scheduler(dataclasses.replace(config, max_queued=len(work)))
         inbox: list[ToEngine] = [
             Submit(
@@ -106,7 +106,7 @@ class LocalEngine:
             progress(done)
 
         overlap = self.device == "cuda" and not self._config.disable_overlap_schedule
-        loop = EngineLoop(scheduler, self._runner, receive, emit, publish=lambda events, load: None, overlap=overlap)
+        loop = EngineLoop(scheduler, self.runner, receive, emit, publish=lambda events, load: None, overlap=overlap)
         started = time.perf_counter()
         while done < len(work) or not loop.idle:
             loop.run_once()
