@@ -160,7 +160,10 @@ def _located(schema: Any, root: dict[str, Any], types: list[str] | None = None) 
         return schema
     found = dict(schema)
     if types is not None and types != [schema.get("type")]:
-        found = {"type": types, "allOf": [schema]} if "type" not in schema else {**schema, "type": types}
+        own = schema.get("type")
+        found = {"type": types, "allOf": [schema]}
+        if own is not None:
+            found = {**schema, "type": [kind for kind in types if kind in (own if isinstance(own, list) else [own])]}
     if "$ref" in str(root):
         found = {"allOf": [_moved(found)], "$defs": {"parameters": _moved(root)}}
     return found

@@ -57,8 +57,13 @@ TOOLS = {
     },
     "any": {
         "type": "object",
-        "properties": {"x": {}, "y": {"type": ["integer", "string"]}, "z": {"const": "a\nb"}},
-        "required": ["y", "w"],
+        "properties": {
+            "x": {},
+            "y": {"type": ["integer", "string"]},
+            "z": {"const": "a\nb"},
+            "n": {"type": ["string", "object"], "anyOf": [{"type": "boolean"}, {"maxLength": 3}]},
+        },
+        "required": ["y", "w", "n"],
     },
 }
 
