@@ -124,6 +124,15 @@ def request_id(headers: Headers) -> str:
     return given if fits_header(given) else uuid.uuid4().hex
 
 
+SESSION_HEADERS = ("x-session-id", "x-smg-routing-key")
+"""The second is the name that SGLang's gateway has for it."""
+
+
+def session(headers: Headers | None) -> str:
+    """What a client's headers say that it belongs to, for requests that would like to stay with one replica; or nothing."""
+    return next((value for name in SESSION_HEADERS if (value := (headers or {}).get(name))), "")
+
+
 def fits_header(request_id: str) -> bool:
     return 0 < len(request_id) <= 256 and request_id.isascii() and request_id.isprintable()
 

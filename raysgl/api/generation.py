@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from raysgl.api.backend import Backend, OutputStream, QueueFull, Unavailable
-from raysgl.api.call import current
+from raysgl.api.call import current, session
 from raysgl.api.errors import bad_request, from_engine, queue_full, unavailable
 from raysgl.api.metric_table import ModelStats
 from raysgl.api.sequence_text import Piece, SequenceText
@@ -138,7 +138,7 @@ class Generation:
             prompt.sampling,
             extra_key=job.extra_key if prompt.extra_key is None else prompt.extra_key,
             priority=job.priority,
-            session=job.session,
+            session=job.session or session(current().headers),
             timeout_s=self._timeout_s,
         )
 

@@ -250,11 +250,13 @@ class Router:
             return Refusal("full", self._retry_after(board, able)) if able.any() else Refusal("none", 1.0)
         # Rendezvous hashing: every ingress prefers the same replica for a session or a new prefix, and a replica that comes or goes moves
         # only its own.
+        new = bool(request.hashes) and (hits is None or not hits[int(costs.argmin())])
+        slack = NEW_SLACK * best if new else 0.0
         if request.session:
-            equal = (costs <= best + SESSION_SLACK_S).nonzero()[0]
+            equal = (costs <= best + slack + SESSION_SLACK_S).nonzero()[0]
             row = board.rendezvous(equal, xxh3_64_intdigest(request.session.encode()))
-        elif request.hashes and (hits is None or not hits[int(costs.argmin())]):
-            equal = (costs <= best * (1 + NEW_SLACK) + TIE_S).nonzero()[0]
+        elif new:
+            equal = (costs <= best + slack + TIE_S).nonzero()[0]
             row = board.rendezvous(equal, request.hashes[0])
         else:
             equal = (costs <= best + TIE_S).nonzero()[0]

@@ -8,7 +8,9 @@ import pytest_asyncio
 
 from raysgl.actors.frames import FromEngine
 from raysgl.api.backend import QueueFull, Unavailable
-from tests.actors.cluster import MODEL, LocalCluster, Reading, ask, kill, stop_answering
+from raysgl.cache.hashing import page_hashes
+from raysgl.sampling.params import SamplingParams
+from tests.actors.cluster import MODEL, PAGE, LocalCluster, Reading, ask, kill, stop_answering
 from tests.engine.simulated import expected
 
 
@@ -51,6 +53,20 @@ async def test_a_second_prompt_goes_where_its_prefix_is(cluster):
         reading = await Reading().read(await ask(dispatcher, [*shared, i, i]))
         assert reading.cached == [[400]]
     assert [engine for engine in engines if engine.runner.computed_tokens] == [first]
+
+
+async def test_prompts_with_other_extra_keys_share_nothing(cluster):
+    """Neither in the index nor in an engine: `cache_salt` and LoRA come as an extra key."""
+    for name in "ab":
+        cluster.add_engine(name)
+    dispatcher = await cluster.add_ingress()
+    for key, cached in (("salt", 0), ("salt", 100), ("other", 0), ("", 0), ("other", 100), ("", 100)):
+        sampling = SamplingParams(max_new_tokens=2, seed=0)
+        stream = await dispatcher.submit(dispatcher.models[MODEL], "r", prompt(3, 101), sampling, extra_key=key)
+        assert (await Reading().read(stream)).cached == [[cached]], key
+        index = dispatcher.mirror.routers[MODEL].index
+        chain = page_hashes(prompt(3, 101), PAGE, key)
+        await settled(lambda: max(index.match(chain).values(), default=0) == 25)  # noqa: B023
 
 
 async def test_prompts_without_a_prefix_spread(cluster):

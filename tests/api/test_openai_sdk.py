@@ -121,3 +121,15 @@ def test_request_ids(connect):
     client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"rid": "r-2", "cache_salt": "s"})
     assert backend.last.request_id == "r-2"
     assert backend.last.settings["extra_key"] == "s"
+
+
+def test_sessions(connect):
+    client, backend = connect()
+
+    def session(headers, **body):
+        client.chat.completions.create(model="tiny", messages=MESSAGES, extra_headers=headers, extra_body=body)
+        return backend.last.settings["session"]
+
+    assert session({}) == ""
+    assert session({"X-Session-Id": "a"}) == session({"X-SMG-Routing-Key": "a"}) == "a"
+    assert session({"X-Session-Id": "a"}, prompt_cache_key="b") == "b"

@@ -368,6 +368,9 @@ def test_a_session_keeps_its_replica_among_equals():
         homes[name] = {choose(router_of(seed=seed), prompt(seed * 100, 10, session=name)).replica for seed in range(5)}
         assert len(homes[name]) == 1
     assert len(set().union(*homes.values())) > 1
+    for name, home in homes.items():
+        faster = router_of(r0=load(prefill_rate=1100.0), r3=load(prefill_rate=900.0))
+        assert {choose(faster, prompt(0, 10, session=name)).replica} == home
     (home,) = homes["a"]
     router = router_of()
     elsewhere = next(f"r{i}" for i in range(4) if f"r{i}" != home)
