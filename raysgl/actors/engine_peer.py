@@ -26,17 +26,16 @@ class Engine:
         self.suspected = False
         self.silent = False
         """Gets nothing until it is heard again."""
+        self.left = False
+        """What it had has gone elsewhere."""
 
     def heard(self, now: float) -> None:
         self.heard_at = now
-        self.suspected = self.silent = False
+        self.suspected = self.silent = self.left = False
 
-    def falls_silent(self, now: float) -> bool:
-        """Whether it has not been heard for too long, and was not silent before."""
-        if self.silent or now - self.heard_at <= (SUSPECT_S if self.suspected else SILENT_S):
-            return False
-        self.silent = True
-        return True
+    def listen(self, now: float) -> None:
+        """Is it still there? Called now and then."""
+        self.silent = self.silent or now - self.heard_at > (SUSPECT_S if self.suspected else SILENT_S)
 
     def give_up(self, done: Done) -> None:
         """Nobody will answer the commands that are out: this is the answer."""

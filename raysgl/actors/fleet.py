@@ -75,11 +75,16 @@ class Fleet:
         """Called so often: say hello, and see who has fallen silent."""
         now = time.monotonic()
         late, self._looked = now - self._looked > every_s + LATE_S, now
-        for engine in list(self.engines.values()):
+        for engine in self.engines.values():
             if late:
                 engine.heard_at = now
-            elif engine.falls_silent(now):
+            engine.listen(now)
+        heard = {engine.info.model for engine in self.engines.values() if not engine.silent}
+        for engine in list(self.engines.values()):
+            # Where there is no other, what it has may as well wait for it.
+            if engine.silent and not engine.left and engine.info.model in heard:
                 log.warning("replica %s is silent; what it had goes elsewhere", engine.info.replica)
+                engine.left = True
                 self._give_back(engine)
         if now - self._greeted >= HELLO_EVERY_S:
             self._greeted = now

@@ -295,6 +295,30 @@ async def test_requests_that_a_broken_connection_lost_are_sent_again(cluster, me
     await settled(lambda: engine.service.loop.idle)
 
 
+async def test_streams_of_the_only_replica_wait_for_it_and_move_when_another_comes(cluster):
+    engine = cluster.add_engine("a", step_s=0.005)
+    dispatcher = await cluster.add_ingress()
+    readings, streams = [Reading(), Reading()], []
+    for i, reading in enumerate(readings):
+        streams.append(await ask(dispatcher, prompt(i), max_new=(60, 400)[i], request_id=str(i)))
+        await reading.read(streams[i], until=lambda reading=reading: len(reading.tokens[0]) > 3)
+    uids = [stream.sequences[0].uid for stream in streams]
+    wake = stop_answering(dispatcher, engine)
+    dispatcher.suspect(engine.info)
+    await settled(lambda: not dispatcher.available(MODEL))
+    new = await ask(dispatcher, prompt(7), request_id="new")
+    wake()
+    assert (await Reading().read(new)).tokens == [expected(prompt(7), 8)]
+    assert (await readings[0].read(streams[0])).tokens == [expected(prompt(0), 60)]
+    assert uids == [stream.sequences[0].uid for stream in streams], "they were sent again"
+    wake = stop_answering(dispatcher, engine)
+    dispatcher.suspect(engine.info)
+    await settled(lambda: not dispatcher.available(MODEL))
+    cluster.add_engine("b")
+    assert (await readings[1].read(streams[1])).tokens == [expected(prompt(1), 400)]
+    wake()
+
+
 @pytest.mark.parametrize("suspected", [True, False])
 async def test_streams_of_a_replica_that_falls_silent_move_and_it_is_used_again_when_it_is_heard(cluster, suspected):
     for name in "ab":
