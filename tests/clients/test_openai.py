@@ -84,7 +84,9 @@ async def test_many_at_once(url, model):
 def test_responses(client, model):
     first = client.responses.create(model=model, input="What is the capital of France?", temperature=0, max_output_tokens=20)
     assert "Paris" in first.output_text
-    with client.responses.stream(model=model, input=[*MESSAGES, *first.output, *MESSAGES], max_output_tokens=10) as stream:
+    with client.responses.stream(
+        model=model, input=[*MESSAGES, *first.output, *MESSAGES], max_output_tokens=60, temperature=0
+    ) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_response()
     assert kinds[0] == "response.created"
