@@ -85,7 +85,12 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
         text = model.tokenizer.decode(ids[-MARK_TOKENS:], skip_special_tokens=False)
     ids = truncated(ids, cut, params, model)
     form = output_form(request, model, use, text, Asked(params.constraint, constraint_field(vars(request))))
-    params = msgspec.structs.replace(params, constraint=form.asked.constraint, think_end_ids=form.think_end_ids)
+    params = msgspec.structs.replace(
+        params,
+        constraint=form.asked.constraint,
+        think_end_ids=form.think_end_ids,
+        think_begin_id=form.think_begin_id,
+    )
     params = fit(params, len(ids), model, request)
     prompt = Prompt(ids, params, constraint_field=form.asked.field, kept=form.kept, reasons=form.reasoning is not None)
     style = _style(request, model, bool(request.logprobs), request.top_logprobs)

@@ -29,8 +29,8 @@ class Asked:
 @dataclass(frozen=True)
 class OutputForm:
     """reasoning: None where what the model thinks stays in the text, or it does not think. calls: None where nothing may be called.
-    kept: see `raysgl.api.generation.Prompt`. asked: the constraint. think_end_ids: the tokens that end the reasoning that the prompt
-    leaves the model in, if it does; the constraint begins behind them."""
+    kept: see `raysgl.api.generation.Prompt`. asked: the constraint. think_end_ids: the tokens behind which the constraint begins, where the
+    prompt leaves the model in its reasoning; with `think_begin_id` where the answer may begin with it."""
 
     reasoning: ReasoningFormat | None
     calls: ToolFormat | None
@@ -39,6 +39,7 @@ class OutputForm:
     kept: frozenset[int]
     asked: Asked
     think_end_ids: tuple[int, ...]
+    think_begin_id: int | None
 
     @property
     def parses(self) -> bool:
@@ -73,7 +74,12 @@ def output_form(
         held = _held(use, model, calls, asked)
         if held is not None:
             calls, asked, whole = held.format, Asked(held.constraint, "tools"), held.whole
-    begin_after = "" if reasoning is None or asked.constraint is None or whole else reasoning.answer_after
+    begin_after, may_think = "", None
+    if reasoning is not None and asked.constraint is not None and not whole:
+        begin_after = reasoning.answer_after
+        if not begin_after and _continued(request) is None and not prompt.rstrip().endswith(reasoning.end):
+            may_think = _single(reasoning.begin, model)
+            begin_after = "" if may_think is None else reasoning.end
     kept = model.tokenizer.special_marks((*_tags(reasoning), *_tags(calls)))
     return OutputForm(
         None if request.separate_reasoning is False else reasoning,
@@ -83,7 +89,14 @@ def output_form(
         frozenset(kept.values()),
         asked,
         tuple(model.tokenizer.encode(begin_after, add_special_tokens=False)),
+        may_think,
     )
+
+
+def _single(text: str, model: ServedModel) -> int | None:
+    """The token that is all of a text."""
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    return ids[0] if len(ids) == 1 else None
 
 
 def _held(use: ToolUse, model: ServedModel, calls: ToolFormat | None, asked: Asked) -> CallConstraint | None:

@@ -23,7 +23,8 @@ INTERNAL_ERROR = "its grammar could not be compiled: see the log of the engine"
 
 @dataclass(slots=True)
 class Guide:
-    """Of one sequence. matcher: once the grammar is there. thinking: the constraint has not begun.
+    """Of one sequence. matcher: once the grammar is there. thinking: the constraint has not begun. may_think: the token with which the
+    sequence may yet begin to think, as its first.
 
     allow, forbid: stop tokens besides EOS that may come where EOS may, and EOS tokens that do not end this sequence.
     """
@@ -32,6 +33,7 @@ class Guide:
     thinking: bool
     allow: list[int]
     forbid: list[int]
+    may_think: int | None = None
     matcher: Matcher | None = None
 
 
@@ -49,7 +51,8 @@ class Guides:
         assert grammars is not None and seq.sampling.constraint is not None
         seq.guide = Guide(
             grammars.compile(seq.sampling.constraint),
-            thinking=bool(seq.sampling.think_end_ids),
+            thinking=bool(seq.sampling.think_end_ids) and seq.sampling.think_begin_id is None,
+            may_think=seq.sampling.think_begin_id,
             allow=sorted((seq.stop_ids & grammars.special_token_ids).difference(grammars.eos_token_ids)),
             forbid=sorted(set(grammars.eos_token_ids) - seq.stop_ids),
         )
@@ -98,8 +101,11 @@ class Guides:
             if (reason := matcher.error()) is not None:
                 bits_W.fill(-1)
                 failed.append((seq, _failed(reason)))
-            elif guide.allow or guide.forbid:
+                continue
+            if guide.allow or guide.forbid:
                 _change_ends(guide, self.grammars.eos_token_ids[0], bits_W.view(np.uint32))
+            if guide.may_think is not None:
+                bits_W.view(np.uint32)[guide.may_think >> 5] |= np.uint32(1 << (guide.may_think & 31))
         return TokenMasks(np.array([index for index, *_ in masked]), bits_RW), failed
 
     # ---------------------------------------------------------------- inner
@@ -114,6 +120,8 @@ class Guides:
 
     def _advance(self, seq: Sequence, guide: Guide, end: int) -> Finish | None:
         """tokens[:end] are kept."""
+        if guide.may_think is not None:
+            guide.thinking, guide.may_think = seq.tokens[end - 1] == guide.may_think, None
         if guide.thinking:
             marks = seq.sampling.think_end_ids
             begin = end - len(marks)

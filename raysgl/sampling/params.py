@@ -42,7 +42,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     wherever there are any.
     `stop_regex` is checked where `stop` is. `allowed_token_ids`: no others are sampled (empty: all are). `bad_words`: token
     sequences whose last token is not sampled behind the others.
-    `constraint` holds for the output, or, with `think_end_ids`, for what follows these token ids in the output.
+    `constraint` holds for the output, or, with `think_end_ids`, for what follows these token ids in the output. With `think_begin_id`
+    the model may think or not: an output that begins with this token is held to it behind `think_end_ids`, any other at once.
     """
 
     max_new_tokens: int | None = None
@@ -72,6 +73,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     bad_words: tuple[tuple[int, ...], ...] = ()
     constraint: Constraint | None = None
     think_end_ids: tuple[int, ...] = ()
+    think_begin_id: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -113,6 +115,11 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
         need(all(self.stop), "stop", "strings that are not empty")
         for token in self.think_end_ids:
             need(0 <= token < vocab_size, "think_end_ids", f"token ids from 0 to {vocab_size - 1}")
+        need(
+            self.think_begin_id is None or (0 <= self.think_begin_id < vocab_size and bool(self.think_end_ids)),
+            "think_begin_id",
+            f"a token id from 0 to {vocab_size - 1}, with think_end_ids",
+        )
         for name in ("stop_token_ids", "token_ids_logprob", "allowed_token_ids"):
             for token in getattr(self, name):
                 need(0 <= token < vocab_size, name, f"token ids from 0 to {vocab_size - 1}")

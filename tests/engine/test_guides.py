@@ -232,6 +232,27 @@ def test_the_constraint_begins_after_thinking(overlap):
     assert len(tokens) == 15
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_model_may_think_first_or_not(overlap):
+    """49 is no token of the grammar: it may come first because the model may think."""
+    prompt = next([first, 1] for first in range(VOCAB) if expected([first, 1], 1) == [49])
+    free = expected(prompt, 9)
+    wishes = {"constraint": RUN, "think_end_ids": tuple(free[7:9]), "max_new": 40}
+    engine = Engine(grammars=Runs(length=6), overlap=overlap)
+    engine.submit(1, prompt, think_begin_id=49, **wishes)
+    engine.submit(2, prompt, think_begin_id=48, **wishes)
+    engine.run()
+    assert engine.tokens(1)[:9] == free
+    assert is_run(engine.tokens(1)[9:])
+    assert len(engine.tokens(1)) == 15
+    assert is_run(engine.tokens(2))
+    assert len(engine.tokens(2)) == 6
+    other = Engine(grammars=Runs(length=6), overlap=overlap)
+    other.submit(1, prompt, sent=engine.tokens(1)[:4], think_begin_id=49, **wishes)
+    other.run()
+    assert engine.tokens(1)[:4] + other.tokens(1) == engine.tokens(1)
+
+
 def test_where_nothing_is_left_to_sample_it_says_so():
     class Wrong(Runs):
         def fill(self, matchers, bits_RW):

@@ -14,7 +14,7 @@ def test_a_constraint_travels():
 
 
 def test_an_unknown_kind_is_refused():
-    data = msgspec.msgpack.encode({"constraint": {"kind": "lark", "text": "x"}})
+    data = msgspec.msgpack.encode({"constraint": {"kind": "prose", "text": "x"}})
     with pytest.raises(msgspec.ValidationError, match="kind"):
         msgspec.msgpack.decode(data, type=SamplingParams)
 
