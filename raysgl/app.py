@@ -53,7 +53,7 @@ def _replicas(model: ModelConfig, index: int, server: ServerConfig) -> Applicati
     return (
         serve.deployment(EngineReplica)
         .options(
-            name=f"Engine-{index}-{re.sub(r'[^A-Za-z0-9_.-]', '-', model.engine.name)}",
+            name=deployment_name(model, index),
             **_scale(model),
             max_ongoing_requests=MAX_ONGOING,
             health_check_period_s=HEALTH_PERIOD_S,
@@ -67,6 +67,11 @@ def _replicas(model: ModelConfig, index: int, server: ServerConfig) -> Applicati
         )
         .bind(model, device, log_settings(server), server.coordinator_shards)
     )
+
+
+def deployment_name(model: ModelConfig, index: int) -> str:
+    """Of the config's model number `index`."""
+    return f"Engine-{index}-{re.sub(r'[^A-Za-z0-9_.-]', '-', model.engine.name)}"
 
 
 def _scale(model: ModelConfig) -> dict[str, Any]:

@@ -242,10 +242,12 @@ class _Launch:
     def _waits_for_room(self, status) -> str:
         """What the cluster must add or free before anything more can start."""
         from raysgl.actors.placement import waiting_for
+        from raysgl.app import deployment_name
 
         if status.starting or time.monotonic() - self._deployed_at < PLACED_WITHIN_S:
             return ""
-        needs = waiting_for(self._application)
+        labels = {deployment_name(model, i): model.node_labels for i, model in enumerate(self._config.models)}
+        needs = waiting_for(self._application, labels)
         return f"waiting for room in the cluster: {needs}" if needs else ""
 
     # ---------------------------------------------------------------- running, and down

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysgl.actors import coordinator as coordination
 from raysgl.actors.errors import sentence
+from raysgl.actors.placement import bundle_order
 from raysgl.actors.shard import ModelShard, ShardSpec
 from raysgl.config import ModelConfig
 from raysgl.engine.watchdog import Watchdog
@@ -67,13 +68,11 @@ class EngineReplica:
         log.info("%s serves %s on %s", self._name, self._model.engine.name, facts.device)
 
     def _create_shards(self, device: str) -> list[ray.actor.ActorHandle]:
-        """Rank i in the i-th bundle, this node's bundles first and those of one node side by side: neighbours talk most."""
+        """One in each bundle. On GPUs Ray shows each the one of its bundle alone."""
         group = get_current_placement_group()
         nodes = placement_group_table(group)["bundles_to_node_id"]
-        here = ray.get_runtime_context().get_node_id()
-        bundles = sorted(range(self._model.engine.tp_size), key=lambda i: (nodes[i] != here, nodes[i], i))
         shards = []
-        for rank, bundle in enumerate(bundles):
+        for rank, bundle in enumerate(bundle_order(nodes, ray.get_runtime_context().get_node_id())):
             spec = ShardSpec(
                 self._application,
                 self._name,
