@@ -241,7 +241,7 @@ class ModelShard:
         inner = self._runner.runner if spec.device == "cpu" else self._runner
         self._profiler = StepProfiler(inner, spec.replica, spec.rank)
         if self._pooling is None and config.load_format != "dummy":
-            self._lender = lender_of(inner.model, self._checkpoint, spec.rank, config.tp_size)
+            self._lender = lender_of(inner.model, config, self._checkpoint, spec.rank)
         # Weights and modules live as long as the process: the garbage collector need not walk them again.
         gc.collect()
         gc.freeze()

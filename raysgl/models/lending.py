@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysgl.config import EngineConfig
 from raysgl.models import weights
 from raysgl.models.checkpoint import SMALL_FILES, Checkpoint, PeerLost
 from raysgl.models.gguf_cache import cache_dir
@@ -41,8 +42,10 @@ class Tensor(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Offer(msgspec.Struct, array_like=True):
-    """What a shard lends. identity: of the checkpoint that it has loaded. kv_scales: (layer, 0 or 1, scale)."""
+    """What a shard lends. source: model_path and revision that it was told to load. identity: of the checkpoint that it has loaded.
+    kv_scales: (layer, 0 or 1, scale)."""
 
+    source: str
     identity: str
     rank: int
     tp_size: int
@@ -57,11 +60,11 @@ class Lender:
     memory: its own disk may have lost them too.
     """
 
-    def __init__(self, model: nn.Module, identity: str, folder: Path, rank: int, tp_size: int):
+    def __init__(self, model: nn.Module, source: str, identity: str, folder: Path, rank: int, tp_size: int):
         self._tensors = _tensors(model)
         self.small_files = _small_files(folder) if rank == 0 else {}
         scales = [(layer, kind, scale) for (layer, kind), scale in model.kv_scales.items()]
-        self.offer = Offer(identity, rank, tp_size, _table(self._tensors), scales)
+        self.offer = Offer(source, identity, rank, tp_size, _table(self._tensors), scales)
         on_cuda = any(tensor.device.type == "cuda" for tensor in self._tensors.values())
         self._stream = torch.cuda.Stream() if on_cuda else None
         self._list = list(self._tensors.values())
@@ -125,12 +128,17 @@ def identity(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def lender_of(model: nn.Module, checkpoint: Checkpoint, rank: int, tp_size: int) -> Lender | None:
+def source_of(config: EngineConfig) -> str:
+    """What a config says where the model is."""
+    return f"{config.model_path}@{config.revision or ''}"
+
+
+def lender_of(model: nn.Module, config: EngineConfig, checkpoint: Checkpoint, rank: int) -> Lender | None:
     """None where the files have changed or gone since they were loaded: what is lent could not be told apart."""
     peer = checkpoint.peer
     try:
         name = peer.identity if isinstance(peer, Loan) else identity(checkpoint)
-        return Lender(model, name, checkpoint.folder, rank, tp_size)
+        return Lender(model, source_of(config), name, checkpoint.folder, rank, config.tp_size)
     except OSError:
         return None
 

@@ -29,6 +29,10 @@ def load(checkpoint: Checkpoint, rank=0, size=1, dtype=torch.bfloat16):
     return load_model(EngineConfig(model_path="m"), checkpoint, TPGroup(rank, size), "cpu", dtype)
 
 
+def config(tp_size=1) -> EngineConfig:
+    return EngineConfig(model_path="m", tp_size=tp_size)
+
+
 def equal(first, second) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
@@ -42,21 +46,21 @@ def test_a_loan_is_what_the_disk_has_even_where_there_is_none(folder, rank):
     checkpoint = resolve(str(folder))
     first = load(checkpoint, rank, 2)
     first.kv_scales = {(1, 0): 0.5}
-    lender = lender_of(first, checkpoint, rank, 2)
-    files = lender_of(load(checkpoint), checkpoint, 0, 1).small_files
+    lender = lender_of(first, config(2), checkpoint, rank)
+    files = lender_of(load(checkpoint), config(), checkpoint, 0).small_files
     assert "config.json" in files and "model.safetensors" not in files
     shutil.rmtree(folder)
     loan = Loan(lender.offer, "a replica", lender.read, gone)
     second = load(Checkpoint(keep_small_files(files), "peer", peer=loan), rank, 2)
     assert equal(first, second) and second.kv_scales == {(1, 0): 0.5}
-    third = lender_of(second, Checkpoint(keep_small_files(files), "peer", peer=loan), rank, 2)
+    third = lender_of(second, config(2), Checkpoint(keep_small_files(files), "peer", peer=loan), rank)
     assert third.offer == lender.offer, "what was lent can be lent again"
 
 
 def test_a_lender_that_dies_midway_leaves_it_to_the_disk(folder, caplog):
     checkpoint = resolve(str(folder))
     expected = load(checkpoint)
-    lender = lender_of(expected, checkpoint, 0, 1)
+    lender = lender_of(expected, config(), checkpoint, 0)
     calls = []
 
     def fetch(*chunk):
@@ -76,7 +80,7 @@ def test_a_lender_that_dies_midway_leaves_it_to_the_disk(folder, caplog):
 @pytest.mark.parametrize("other", [{"size": 2}, {"dtype": torch.float32}])
 def test_another_layout_is_not_taken(folder, other, caplog):
     checkpoint = resolve(str(folder))
-    lender = lender_of(load(checkpoint, **other), checkpoint, 0, 1)
+    lender = lender_of(load(checkpoint, **other), config(), checkpoint, 0)
     loan = Loan(lender.offer, "a replica", lender.read, lambda: checkpoint)
     with caplog.at_level(logging.WARNING):
         assert equal(load(checkpoint), load(replace(checkpoint, peer=loan)))
@@ -85,7 +89,7 @@ def test_another_layout_is_not_taken(folder, other, caplog):
 
 def test_half_an_answer_is_none(folder):
     checkpoint = resolve(str(folder))
-    lender = lender_of(load(checkpoint), checkpoint, 0, 1)
+    lender = lender_of(load(checkpoint), config(), checkpoint, 0)
     loan = Loan(lender.offer, "a replica", lambda *chunk: lender.read(*chunk)[:-1], gone)
     with pytest.raises(PeerLost, match="instead of"):
         loan.fill(load(checkpoint), None)
@@ -100,7 +104,7 @@ def test_fine_tuned_weights_are_another_checkpoint(folder, tmp_path):
     save_file(tensors, path)
     assert identity(resolve(str(copy))) != name
     path.unlink()
-    assert lender_of(load(resolve(str(folder))), replace(resolve(str(folder)), files=(path,)), 0, 1) is None
+    assert lender_of(load(resolve(str(folder))), config(), replace(resolve(str(folder)), files=(path,)), 0) is None
 
 
 def test_files_keep_their_names(folder):
@@ -116,7 +120,7 @@ def test_a_gpu_lends_while_it_computes(folder):
     checkpoint = resolve(str(folder))
     engine = EngineConfig(model_path="m")
     first = load_model(engine, checkpoint, TPGroup(), "cuda:0", torch.bfloat16)
-    lender = Lender(first, "x", folder, 0, 1)
+    lender = Lender(first, "m@", "x", folder, 0, 1)
     loan = Loan(lender.offer, "a replica", lender.read, gone)
     second = load_model(engine, Checkpoint(folder, "peer", peer=loan), TPGroup(), "cuda:0", torch.bfloat16)
     assert equal(first, second)
