@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,26 +65,6 @@ def candidates(bench: Bench, cache: KVCache) -> dict[str, Callable[[], Attention
     return found
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "as is": {},
-    "unsplit": {"max_splits": 1},
-    "4 splits": {"max_splits": 4},
-    "heads packed": {"pack_heads": True},
-    "heads apart": {"pack_heads": False},
-}
-"""Of `FlashAttnBackend`, for decode."""
-
-
-def variants(make: Callable[[], AttentionBackend]) -> dict[str, Callable[[], AttentionBackend]]:
-    def made(settings: dict[str, Any]) -> AttentionBackend:
-        backend = make()
-        for name, value in settings.items():
-            setattr(backend, name, value)
-        return backend
-
-    return {f"flash_attn {name}": partial(made, settings) for name, settings in VARIANTS.items()}
-
-
 def compare(
     bench: Bench,
     what: str,
@@ -93,7 +72,6 @@ def compare(
     batches: list[ForwardBatch],
     num_bytes: float,
     flops: float,
-    kind: str = "backends",
 ) -> None:
     """Microseconds a layer of each backend, checked against the first one's result."""
     q = bench.random(sum(batches[0].query_lens), bench.sizes.heads, bench.sizes.dim)
@@ -114,7 +92,7 @@ def compare(
     for name, took in times.items():
         rates = f"{num_bytes / took / 1e6:6.2f} TB/s {flops / took / 1e6:6.0f} TFLOP/s"
         print(f"  {name:26s} {took:8.1f} us {took * LAYERS / 1e3:8.2f} ms {rates}{'  *' if took == best else ''}", flush=True)
-    bench.figures.append({kind: what, "us": times, "bytes": num_bytes, "flops": flops})
+    bench.figures.append({"backends": what, "us": times, "bytes": num_bytes, "flops": flops})
 
 
 def bench_backends(bench: Bench, cache: KVCache) -> None:
@@ -128,9 +106,6 @@ def bench_backends(bench: Bench, cache: KVCache) -> None:
         num_bytes = rows * context * token
         batches = [make_rows(bench, [1] * rows, [context] * rows, rows) for _ in range(min(8, bench.copies(int(num_bytes))))]
         compare(bench, f"decode {rows} x {context}", makers, batches, num_bytes, rows * context * pair)
-        if "flash_attn" in makers and 64 <= rows and context < 2000:
-            ways = variants(makers["flash_attn"])
-            compare(bench, f"decode {rows} x {context}", ways, batches, num_bytes, rows * context * pair, "variants")
     for rows, cached, new in prompts:
         batch = make_rows(bench, [new] * rows, [cached + new] * rows, 0)
         work = rows * new * (cached + new / 2) * pair

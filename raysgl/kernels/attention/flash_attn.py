@@ -65,10 +65,7 @@ def refuses(device: torch.device, head_dim: int, dtype: torch.dtype, quantised: 
 
 
 class FlashAttnBackend:
-    """See `AttentionBackend`. What follows holds from the next `plan` on. spared_sms: how many SMs its kernels leave to others.
-    max_splits: over how many blocks a row's keys are split at most. pack_heads: whether the query heads of a key head share a tile; None:
-    the library decides.
-    """
+    """See `AttentionBackend`. spared_sms: how many SMs its kernels leave to others, from the next `plan` on."""
 
     has_attend = True
     capturable = True
@@ -79,8 +76,6 @@ class FlashAttnBackend:
         load_library()
         self.cache = cache
         self.spared_sms = 0
-        self.max_splits = MAX_SPLITS
-        self.pack_heads: bool | None = None
         self._num_heads = num_heads
         self._keys = [layer[0] for layer in cache.data]
         self._values = [layer[1] for layer in cache.data]
@@ -97,7 +92,7 @@ class FlashAttnBackend:
         torch.cumsum(batch.query_lens_S, 0, dtype=torch.int32, out=self._starts_S[1:])
         self._max_query = max(batch.query_lens)
         self._max_kv = max(batch.kv_lens)
-        self._splits = 1 if len(batch.token_ids_T) >= UNSPLIT_TOKENS else self.max_splits
+        self._splits = 1 if len(batch.token_ids_T) >= UNSPLIT_TOKENS else MAX_SPLITS
         self._rows = rows
         self._metadata = {kind: self._schedule(*kind) for kind in self._kinds}
 
@@ -125,7 +120,7 @@ class FlashAttnBackend:
             0 if window is not None else -1,
             capped,
             self._splits,
-            self.pack_heads,
+            None,  # pack_gqa
             self.spared_sms,
         )
 
@@ -171,7 +166,7 @@ class FlashAttnBackend:
             True,  # rotary_interleaved
             self._metadata[kind],
             self._splits,
-            self.pack_heads,
+            None,  # pack_gqa
             self.spared_sms,
             None,  # s_aux
             1,  # cp_world_size
