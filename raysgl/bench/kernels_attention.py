@@ -140,7 +140,11 @@ def tune_attention(bench: Bench, cache: KVCache) -> None:
             (32, 4, 3), (32, 4, 4), (32, 4, 6), (32, 2, 4), (64, 2, 3), (64, 8, 3), (64, 8, 4),
         )
     ]  # fmt: skip
-    shapes = sizes.decode if bench.tiny else ((1, 256), (64, 1200), (128, 384), (256, 384), (256, 1152))
+    shapes = (
+        sizes.decode
+        if bench.tiny
+        else ((1, 256), (1, 4000), (4, 1000), (16, 1000), (64, 1200), (128, 384), (256, 384), (256, 1152))
+    )
     for rows, context in shapes:
         batches = [
             make_batch(bench, 1, [context] * rows)
@@ -149,10 +153,10 @@ def tune_attention(bench: Bench, cache: KVCache) -> None:
         q = bench.random(rows, sizes.heads, sizes.dim)
         found: list[tuple[float, str]] = []
         for tile in tiles:
-            for chunk, more in ((64, 1), (128, 1), (64, 2)):
-                if rows > 64 and (chunk, more) == (128, 1):
+            for chunk, share in ((64, 1.0), (64, 0.25), (64, 0.5)):
+                if rows > 64 and share != 1:
                     continue  # nothing is split there
-                extra = more * fill(bench.device, sizes.kv_heads)
+                extra = max(1, int(share * fill(bench.device, sizes.kv_heads)))
                 plan = plan_decode(batches[0].kv_lens_S, sizes.kv_heads, None, extra, chunk)
                 ours = partial(paged_decode, q, cache.data[0, 0], cache.data[0, 1], plan=plan, scale=0.09, tile=tile)
                 calls = [partial(ours, batch.page_table_SP) for batch in batches]
