@@ -15,7 +15,7 @@ from typing import Any
 from raysgl.grammar import schema_negation
 from raysgl.grammar.interface import GrammarError
 from raysgl.grammar.schema_refs import References, Schema
-from raysgl.grammar.schema_values import different_lists, others
+from raysgl.grammar.schema_values import differ, different_lists, others
 
 MOST_SCHEMAS = 20_000
 MOST_BRANCHES = 100
@@ -192,7 +192,9 @@ class Rewriter:
         if "contains" in schema:
             yield self._contains(schema, base)
         if schema.get("uniqueItems") is True:
-            yield different_lists(schema)
+            prefix = [self._told(inner, base)[0] for inner in schema.get("prefixItems", ())]
+            items = self._told(schema.get("items", True), base)[0]
+            yield different_lists(prefix, items, int(schema.get("minItems", 0)), schema.get("maxItems"))
         if "propertyNames" in schema:
             yield self._names_like(schema, base)
         for name, needed in dependencies(schema, list):
@@ -208,7 +210,32 @@ class Rewriter:
     def _alternatives(self, schemas: list[Schema], base: str) -> Iterable[tuple[Schema, list[Schema]]]:
         """One of oneOf, and what is none of the others."""
         for at, one in enumerate(schemas):
-            yield one, [self.no(other, base) for number, other in enumerate(schemas) if number != at]
+            others = (other for number, other in enumerate(schemas) if number != at)
+            yield one, [self.no(other, base) for other in others if not self._differ(one, other, base)]
+
+    def _differ(self, one: Schema, other: Schema, base: str) -> bool:
+        """Whether no value fits both, as far as that is easy to see: by what they are, or by a property that tells."""
+        (first, first_base), (second, second_base) = self._told(one, base), self._told(other, base)
+        if not isinstance(first, dict) or not isinstance(second, dict):
+            return False
+        if differ(first, second):
+            return True
+        telling = set(first.get("required", ())) & set(second.get("required", ()))
+        if first.get("type") != "object" or second.get("type") != "object":
+            return False
+        pairs = ((first.get("properties", {}).get(name), second.get("properties", {}).get(name)) for name in telling)
+        told = (
+            (self._told(a, first_base)[0], self._told(b, second_base)[0]) for a, b in pairs if a is not None and b is not None
+        )
+        return any(isinstance(a, dict) and isinstance(b, dict) and differ(a, b) for a, b in told)
+
+    def _told(self, schema: Schema, base: str) -> tuple[Schema, str]:
+        """What it refers to, where it says no more."""
+        for _ in range(16):
+            if not isinstance(schema, dict) or not schema.keys() <= {"$ref", "title", "description"} or "$ref" not in schema:
+                break
+            schema, base = self.references.target(schema, base)
+        return schema, base
 
     def _contains(self, schema: dict[str, Any], base: str) -> Schema:
         fewest, most = int(schema.get("minContains", 1)), schema.get("maxContains")

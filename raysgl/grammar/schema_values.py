@@ -27,12 +27,22 @@ def others(types: set[str]) -> dict[str, Any] | bool:
     return {"type": left} if left else False
 
 
-def different_lists(schema: dict[str, Any]) -> Any:
-    """What uniqueItems means beside the schema's other keywords: its lists one by one, or lists of one item at most."""
-    fewest, most = int(schema.get("minItems", 0)), schema.get("maxItems")
-    prefix = schema.get("prefixItems", [])
-    places = [_values(inner) for inner in prefix]
-    rest = _values(schema.get("items", True))
+def differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the types that they name, or the values, are others."""
+    first, second = _values(one), _values(other)
+    if first is not None and second is not None:
+        return not {_key(value) for value in first} & {_key(value) for value in second}
+    return bool(_types(one)) and bool(_types(other)) and not _types(one) & _types(other)
+
+
+def _types(schema: dict[str, Any]) -> set[str]:
+    kinds = schema.get("type", [])
+    return {"number" if kind == "integer" else kind for kind in ([kinds] if isinstance(kinds, str) else kinds)}
+
+
+def different_lists(prefix: list[Any], items: Any, fewest: int, most: float | None) -> Any:
+    """What uniqueItems means beside these prefixItems, items, minItems and maxItems: lists one by one, or of one item at most."""
+    places, rest = [_values(inner) for inner in prefix], _values(items)
     if any(place is None for place in places) or (rest is None and not prefix):
         if fewest > 1:
             raise GrammarError("uniqueItems with minItems is supported only for items that are named one by one")

@@ -38,6 +38,12 @@ SAID = [
     ({"type": "array", "contains": {"type": "integer"}, "minContains": 0, "maxContains": 1}, [[], [1, "a"], ["a", "b"]], [[1, 2]]),
     ({"type": "array", "items": {"enum": ["a", "b", "c"]}, "uniqueItems": True}, [[], ["c", "a"], ["b", "c", "a"]], [["a", "a"]]),
     ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, [[], ["a"]], [["a", "a"]]),
+    ({"items": {"$ref": "#/$defs/e"}, "uniqueItems": True, "$defs": {"e": {"enum": [1, 2]}}}, [[2, 1], "x"], [[1, 1]]),
+    (
+        {"oneOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}], "not": {"type": "null"}, "$defs": {k: OBJECT | {"properties": {"k": {"const": k}, k: {}}, "required": ["k"]} for k in "xy"}},
+        [{"k": "x", "x": 1}, {"k": "y", "x": 2}],
+        [{"k": "z"}, None],
+    ),
     (OBJECT | {"dependentRequired": {"a": ["b"]}}, [{}, {"b": 1}, {"a": 1, "b": 2}], [{"a": 1}]),
     (OBJECT | {"dependentSchemas": {"a": {"properties": {"b": {"type": "null"}}}}}, [{"b": 1}, {"a": 1, "b": None}], [{"a": 1, "b": 2}]),
     (OBJECT | {"propertyNames": {"pattern": "^[a-c]+$"}, "additionalProperties": {"type": "integer"}}, [{"abc": 1}], [{"d": 1}, {"a": "x"}]),
