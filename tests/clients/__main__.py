@@ -12,12 +12,19 @@ from raysgl.models.checkpoint import resolve
 
 HERE = Path(__file__).parent
 MODEL = "smollm2"
+ENGINE = {
+    "model_path": DEFAULT_MODEL,
+    "served_model_name": MODEL,
+    "chat_template": str(HERE / "tools.jinja"),  # the model's own knows no tools
+    "tool_call_parser": "hermes",
+    "reasoning_parser": "qwen3",
+}
 BREAKS_OUT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 def main() -> int:
     python, *arguments = sys.argv[1:]
-    with running({"model_path": DEFAULT_MODEL, "served_model_name": MODEL}) as server:
+    with running(ENGINE) as server:
         environment = {name: value for name, value in os.environ.items() if name not in BREAKS_OUT} | {
             "RAYSGL_URL": f"http://{server.target.host}:{server.target.port}",
             "RAYSGL_MODEL": MODEL,

@@ -14,6 +14,7 @@ WEATHER = {
     "required": ["city"],
     "additionalProperties": False,
 }
+FUNCTION = {"type": "function", "function": {"name": "get_weather", "description": "The weather", "parameters": WEATHER}}
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +31,6 @@ def model() -> str:
 def tokenizer() -> str:
     """A folder with the model's tokenizer, for clients that count tokens themselves."""
     return os.environ["RAYSGL_TOKENIZER"]
-
-
-@pytest.fixture(scope="session")
-def tools(url: str) -> None:
-    """Skips where the server has no tool calls."""
-    _need(url, "tools", [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}])
 
 
 @pytest.fixture(scope="session")

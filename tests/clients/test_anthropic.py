@@ -58,8 +58,17 @@ def test_errors(client, model):
         client.messages.create(model=model, messages=[{"role": "user", "content": [image]}], max_tokens=5)
 
 
-def test_tools(client, model, tools):
-    ask = {"model": model, "messages": MESSAGES, "max_tokens": 60, "tools": [TOOL], "tool_choice": {"type": "any"}}
+def test_thinking(client, model):
+    """The model does not think by itself, so its thought is begun for it."""
+    thought = [*MESSAGES, {"role": "assistant", "content": "<think>\nThe capital of France is"}]
+    answer = client.messages.create(model=model, messages=thought, max_tokens=12, extra_body={"temperature": 0})
+    assert [block.type for block in answer.content] == ["thinking"]
+    assert "Paris" in answer.content[0].thinking
+
+
+def test_tools(client, model):
+    choice = {"type": "any", "disable_parallel_tool_use": True}  # the model would call for ever
+    ask = {"model": model, "messages": MESSAGES, "max_tokens": 60, "tools": [TOOL], "tool_choice": choice}
     answer = client.messages.create(**ask, extra_body={"temperature": 0})
     use = next(block for block in answer.content if block.type == "tool_use")
     assert answer.stop_reason == "tool_use"

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain.agents.middleware import wrap_model_call
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel
@@ -20,7 +21,7 @@ class City(BaseModel):
 
 @pytest.fixture
 def chat(url, model):
-    return ChatOpenAI(base_url=f"{url}/v1", api_key="none", model=model, temperature=0, max_tokens=40, max_retries=0)
+    return ChatOpenAI(base_url=f"{url}/v1", api_key="none", model=model, temperature=0, max_tokens=80, max_retries=0)
 
 
 def test_invoke_stream_batch(chat):
@@ -48,33 +49,35 @@ def test_structured_output(chat, structured):
     assert isinstance(chat.with_structured_output(City, method="json_schema").invoke(QUESTION), City)
 
 
-def test_an_agent_calls_its_tool(chat, tools):
-    asked = []
+def test_structured_output_by_a_call(chat):
+    assert isinstance(chat.with_structured_output(City, method="function_calling").invoke(QUESTION), City)
 
-    @tool
-    def get_weather(city: Literal["Paris", "Rome"]) -> str:
-        """The weather in a city."""
-        asked.append(city)
-        return "sunny"
 
-    calling = chat.bind_tools([get_weather], tool_choice="get_weather").invoke(QUESTION)
-    assert calling.tool_calls[0]["args"]["city"] in ("Paris", "Rome")
+@wrap_model_call
+def first_a_call_then_an_answer(request, handler):
+    """The model is too small to decide by itself."""
+    called = any(isinstance(message, ToolMessage) for message in request.messages)
+    return handler(request.override(tool_choice="none" if called else "get_weather"))
 
-    class Once:
-        """The first turn must call, the second must answer: the model is too small to decide by itself."""
 
-        turns = 0
+@tool
+def get_weather(city: Literal["Paris", "Rome"]) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
 
-    def choose(state, runtime=None):
-        return "get_weather" if not any(isinstance(m, ToolMessage) for m in state["messages"]) else "none"
 
-    from langchain.agents.middleware import wrap_model_call
+def test_streamed_calls(chat):
+    calling = chat.bind_tools([get_weather], tool_choice="get_weather")
+    whole = calling.invoke(QUESTION)
+    assert whole.tool_calls[0]["args"]["city"] in ("Paris", "Rome")
+    chunks = list(calling.stream(QUESTION))
+    streamed = sum(chunks[1:], chunks[0])
+    assert [call["args"] for call in streamed.tool_calls] == [call["args"] for call in whole.tool_calls]
 
-    @wrap_model_call
-    def force(request, handler):
-        return handler(request.override(tool_choice=choose({"messages": request.messages})))
 
-    state = create_agent(chat, [get_weather], middleware=[force]).invoke({"messages": [{"role": "user", "content": QUESTION}]})
-    assert asked
-    assert isinstance(state["messages"][-1], AIMessage)
-    assert any(isinstance(message, ToolMessage) and message.content == "sunny" for message in state["messages"])
+def test_an_agent_calls_its_tool(chat):
+    agent = create_agent(chat, [get_weather], middleware=[first_a_call_then_an_answer])
+    messages = agent.invoke({"messages": [{"role": "user", "content": QUESTION}]})["messages"]
+    assert [type(message) for message in messages] == [HumanMessage, AIMessage, ToolMessage, AIMessage]
+    assert messages[2].content in ("sunny in Paris", "sunny in Rome")
+    assert messages[3].content

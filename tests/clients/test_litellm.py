@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import litellm
 import pytest
 
-from .conftest import MESSAGES
+from .conftest import FUNCTION, MESSAGES
 
 
 @pytest.fixture
@@ -36,6 +38,18 @@ def test_text(settings, model):
 def test_anthropic(settings, url, model):
     answer = litellm.completion(messages=MESSAGES, **settings | {"model": f"anthropic/{model}", "api_base": url})
     assert "Paris" in answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("provider", ["openai", "hosted_vllm", "anthropic"])
+def test_tools(settings, url, model, provider):
+    base = url if provider == "anthropic" else f"{url}/v1"
+    ask = settings | {"model": f"{provider}/{model}", "api_base": base, "messages": MESSAGES, "max_tokens": 60}
+    ask |= {"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}}
+    (call,) = litellm.completion(**ask).choices[0].message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    rebuilt = litellm.stream_chunk_builder(list(litellm.completion(**ask, stream=True)))
+    (streamed,) = rebuilt.choices[0].message.tool_calls
+    assert json.loads(streamed.function.arguments) == json.loads(call.function.arguments)
 
 
 def test_responses(settings):

@@ -10,9 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from .conftest import MESSAGES, WEATHER
-
-FUNCTION = {"type": "function", "function": {"name": "get_weather", "description": "The weather", "parameters": WEATHER}}
+from .conftest import FUNCTION, MESSAGES, WEATHER
 
 
 class City(BaseModel):
@@ -102,8 +100,9 @@ def test_errors(client, model):
     assert bad.value.param == "temperature"
 
 
-def test_tools_whole_and_streamed(client, model, tools):
+def test_tools_whole_and_streamed(client, model):
     ask = {"model": model, "messages": MESSAGES, "tools": [FUNCTION], "tool_choice": "required", "temperature": 0}
+    ask["parallel_tool_calls"] = False  # the model would call for ever
     answer = client.chat.completions.create(**ask, max_tokens=60)
     call = answer.choices[0].message.tool_calls[0]
     assert answer.choices[0].finish_reason == "tool_calls"
@@ -118,13 +117,64 @@ def test_tools_whole_and_streamed(client, model, tools):
     assert client.chat.completions.create(model=model, messages=history, max_tokens=5).choices[0].message.content is not None
 
 
-def test_tools_in_responses(client, model, tools):
-    tool = {"type": "function", "name": "get_weather", "parameters": WEATHER, "strict": True}
-    first = client.responses.create(
-        model=model, input="Weather in Rome?", tools=[tool], tool_choice="required", max_output_tokens=60
+class GetWeather(BaseModel):
+    city: Literal["Paris", "Rome"]
+
+
+def test_tool_arguments_as_pydantic_objects(client, model):
+    ask = {"model": model, "messages": MESSAGES, "tools": [openai.pydantic_function_tool(GetWeather)], "max_tokens": 60}
+    choice = {"type": "function", "function": {"name": "GetWeather"}}
+    (call,) = client.chat.completions.parse(**ask, tool_choice=choice).choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, GetWeather)
+    with client.chat.completions.stream(**ask, tool_choice=choice) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+    assert [type(event.parsed_arguments) for event in done] == [GetWeather]
+    free = client.chat.completions.parse(**ask).choices[0]  # the tool is strict, and nobody says that it must be called
+    assert free.message.content or free.message.tool_calls
+
+
+def test_tools_and_a_format(client, model):
+    """The answer is of the format, or calls."""
+    answer = client.chat.completions.parse(
+        model=model,
+        messages=MESSAGES,
+        tools=[openai.pydantic_function_tool(GetWeather)],
+        response_format=City,
+        parallel_tool_calls=False,
+        max_tokens=80,
     )
-    call = next(item for item in first.output if item.type == "function_call")
+    message = answer.choices[0].message
+    assert isinstance(message.parsed, City) != bool(message.tool_calls)
+
+
+def test_reasoning(client, model):
+    """The model does not think by itself, so its thought is begun for it."""
+    thought = [*MESSAGES, {"role": "assistant", "content": "<think>\nThe capital of France is"}]
+    ask = {
+        "model": model,
+        "messages": thought,
+        "max_tokens": 12,
+        "extra_body": {"continue_final_message": True},
+        "temperature": 0,
+    }
+    whole = client.chat.completions.create(**ask).choices[0].message
+    assert whole.content is None
+    assert "Paris" in whole.model_extra["reasoning_content"]
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**ask, stream=True)]
+    streamed = "".join(delta.model_extra.get("reasoning_content") or "" for delta in deltas)
+    assert streamed == whole.model_extra["reasoning_content"]
+
+
+def test_tools_in_responses(client, model):
+    tool = {"type": "function", "name": "get_weather", "parameters": WEATHER, "strict": True}
+    ask = {"model": model, "input": "Weather in Rome?", "tools": [tool], "tool_choice": "required", "max_output_tokens": 60}
+    ask |= {"parallel_tool_calls": False, "temperature": 0}
+    first = client.responses.create(**ask)
+    (call,) = first.output
     assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    with client.responses.stream(**ask) as stream:
+        done = [event for event in stream if event.type == "response.function_call_arguments.done"]
+    assert [event.arguments for event in done] == [call.arguments]
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     history = [{"role": "user", "content": "Weather in Rome?"}, *first.output, result]
     assert client.responses.create(model=model, input=history, tools=[tool], tool_choice="none", max_output_tokens=5).output
