@@ -7,6 +7,8 @@ import sys
 
 import openai
 
+DIM = "\x1b[2m{}\x1b[0m"
+
 
 def run(url: str, model: str | None, system: str | None, temperature: float | None) -> str | None:
     """Read lines from stdin, stream the answers to stdout. Returns a sentence when it could not, else None."""
@@ -60,16 +62,24 @@ def _read() -> str | None:
 
 
 def _answer(client: openai.OpenAI, model: str, messages: list, temperature: float | None) -> str:
-    """Print an answer while it comes, and return it. Ctrl-C ends it early; the server then stops computing it."""
-    pieces = []
+    """Print an answer while it comes, and return it. Ctrl-C ends it early; the server then stops computing it. What the model thinks is
+    printed too, in grey."""
+    pieces, thinking = [], False
     stream = client.chat.completions.create(
         model=model, messages=messages, stream=True, temperature=openai.omit if temperature is None else temperature
     )
     try:
         for chunk in stream:
-            if chunk.choices and chunk.choices[0].delta.content:
-                pieces.append(chunk.choices[0].delta.content)
-                print(pieces[-1], end="", flush=True)
+            if not chunk.choices:
+                continue
+            delta = chunk.choices[0].delta
+            if thought := (delta.model_extra or {}).get("reasoning_content"):
+                print(DIM.format(thought) if sys.stdout.isatty() else thought, end="", flush=True)
+                thinking = True
+            if delta.content:
+                print("\n\n" * thinking + delta.content, end="", flush=True)
+                pieces.append(delta.content)
+                thinking = False
     except KeyboardInterrupt:
         pass
     finally:

@@ -91,7 +91,8 @@ class Answers(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)
         said = body["messages"][-1]["content"]
-        chunks = [CHUNK.format(f'"content":"{part}"') for part in ("you said ", said)]
+        thought = [CHUNK.format('"reasoning_content":"hm"')] * said.startswith("think")
+        chunks = thought + [CHUNK.format(f'"content":"{part}"') for part in ("you said ", said)]
         self.reply("text/event-stream", "".join(chunks) + "data: [DONE]\n\n")
 
     def reply(self, kind, text):
@@ -126,6 +127,12 @@ def test_chat_keeps_the_conversation(server):
         ["be brief", "hello", "you said hello", "again"],
         ["be brief", "new"],
     ]
+
+
+def test_chat_shows_what_the_model_thinks_and_forgets_it(server):
+    done = raysgl("chat", "--url", f"http://127.0.0.1:{server.server_port}", stdin="think\nwell\n")
+    assert done.stdout.split("\n")[:4] == ["hm", "", "you said think", "you said well"]
+    assert server.asked[-1]["messages"][1] == {"role": "assistant", "content": "you said think"}
 
 
 def test_chat_refuses_a_model_that_is_not_served(server):

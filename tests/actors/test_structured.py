@@ -40,6 +40,24 @@ def test_answers_follow_what_was_asked(app):
     assert choice["text"] in ("left", "right")
 
 
+def test_tool_calls(app):
+    """The model has random weights, no template for tools and no format of its own: what it says is held to a list of calls."""
+    city = {"type": "object", "properties": {"city": {"enum": ["Rome", "Bern"]}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": city}}]
+    body = {
+        "model": "pair",
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": tools,
+        "max_tokens": 200,
+        "temperature": 1.0,
+    }
+    body |= {"tool_choice": "required", "parallel_tool_calls": False, "n": 3, "seed": 1}
+    for choice in app.post("/v1/chat/completions", body)["choices"]:
+        (call,) = choice["message"]["tool_calls"]
+        assert (call["function"]["name"], choice["finish_reason"]) == ("weather", "tool_calls")
+        assert json.loads(call["function"]["arguments"])["city"] in ("Rome", "Bern")
+
+
 def test_what_cannot_be_followed_is_refused(app):
     answer = ask(app, "pair", json_schema={"type": "array", "uniqueItems": True})
     assert answer["status"] == 400

@@ -183,6 +183,13 @@ async def test_the_template_gets_the_requests_own_tools(saying):
     assert "x-own" not in prompt_of(made)
 
 
+async def test_tokenize_knows_tools(saying):
+    made = saying()
+    await post(made, ASK)
+    asked = {name: ASK[name] for name in ("messages", "tools")}
+    assert (await post(made, asked, "/tokenize")).json()["tokens"] == made.backend.last.input_ids
+
+
 @pytest.mark.parametrize("name", ["hermes", "qwen25", "qwen3", "glm45", "kimi_k2", "llama3", "gpt_oss"])
 async def test_an_answer_goes_back_in_as_it_came_out(saying, thinking, name):
     """Call, result, answer: the second turn's prompt has the call, its arguments and the result."""
