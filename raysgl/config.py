@@ -120,7 +120,7 @@ class EngineConfig(Settings):
     )
     chunked_prefill_size: int | None = Field(
         None,
-        description="tokens computed in a step at most; default 8192 on cuda, 512 on cpu; -1: prompts are not chunked; of texts 16384 and 2048",
+        description="tokens computed in a step at most; default 8192 on cuda, 512 on cpu; -1: prompts are not chunked; of texts 16384 and 512",
     )
     schedule_policy: Literal["fcfs", "lpm"] = Field("fcfs", description="lpm: longest prefix match first")
     schedule_conservativeness: float = Field(1.0, gt=0, description="scales the expected output length at admission")

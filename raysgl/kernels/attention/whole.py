@@ -96,12 +96,13 @@ class WholeAttention:
         else:
             # A causal query sees no padding: that lies behind all tokens.
             mask = None if self.causal or group.valid_GL is None else group.valid_GL[:, None, None]
-        shared = q_GNLH.shape[1] != k_GKLH.shape[1]
+        # Shared heads are copied: of torch's kernels only some take them as they are, and the rest would make all scores at once.
+        each = q_GNLH.shape[1] // k_GKLH.shape[1]
+        k_GNLH, v_GNLH = (x if each == 1 else x.repeat_interleave(each, 1) for x in (k_GKLH, v_GKLH))
         if layer.soft_cap is not None:
-            return _capped(q_GNLH, k_GKLH, v_GKLH, mask, layer)
-        return F.scaled_dot_product_attention(
-            q_GNLH, k_GKLH, v_GKLH, mask, is_causal=self.causal and mask is None, scale=layer.scale, enable_gqa=shared
-        )
+            return _capped(q_GNLH, k_GNLH, v_GNLH, mask, layer)
+        causal = self.causal and mask is None
+        return F.scaled_dot_product_attention(q_GNLH, k_GNLH, v_GNLH, mask, is_causal=causal, scale=layer.scale)
 
     def _mask(self, group: _Group, window: int | None, device: torch.device) -> torch.Tensor:
         """Which keys (last dim) a query sees."""
@@ -126,10 +127,8 @@ def _group(begin: int, lengths: list[int], device: torch.device) -> _Group:
 
 
 def _capped(
-    q_GNLH: torch.Tensor, k_GKLH: torch.Tensor, v_GKLH: torch.Tensor, mask: torch.Tensor, layer: AttentionLayer
+    q_GNLH: torch.Tensor, k_GNLH: torch.Tensor, v_GNLH: torch.Tensor, mask: torch.Tensor, layer: AttentionLayer
 ) -> torch.Tensor:
     """With capped scores, which torch's fused attention does not have."""
-    each = q_GNLH.shape[1] // k_GKLH.shape[1]
-    k, v = k_GKLH.repeat_interleave(each, 1), v_GKLH.repeat_interleave(each, 1)
-    scores = layer.soft_cap * torch.tanh(q_GNLH @ k.transpose(2, 3) * layer.scale / layer.soft_cap)
-    return torch.softmax(scores.masked_fill(~mask, -torch.inf), -1) @ v
+    scores = layer.soft_cap * torch.tanh(q_GNLH @ k_GNLH.transpose(2, 3) * layer.scale / layer.soft_cap)
+    return torch.softmax(scores.masked_fill(~mask, -torch.inf), -1) @ v_GNLH
