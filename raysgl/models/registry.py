@@ -16,7 +16,7 @@ ENCODERS: dict[str, str] = {
     f"{family}{kind}": "raysgl.models.bert:BertEncoder"
     for family in ("Bert", "Roberta", "XLMRoberta")
     for kind in ("Model", "ForSequenceClassification", "ForMaskedLM")
-}
+} | {"ModernBertModel": "raysgl.models.modernbert:ModernBertEncoder"}
 """The same for models that make a vector of a text, and see it in both directions."""
 
 CAUSAL = "ForCausalLM"

@@ -36,6 +36,8 @@ def save(folder: Path, kind: str, **overrides) -> Path:
     """kind: a class of transformers, such as BertModel."""
     family = next(kind.removesuffix(end) for end in ("ForSequenceClassification", "ForCausalLM", "Model") if kind.endswith(end))
     sizes = ENCODER if "ert" in family else DECODER
+    if family == "ModernBert":
+        overrides = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, **overrides}
     config = getattr(transformers, f"{family}Config")(**{**sizes, **overrides})
     torch.manual_seed(0)
     getattr(transformers, kind)(config).float().eval().save_pretrained(folder)

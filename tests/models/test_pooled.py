@@ -28,6 +28,7 @@ BODIES = {
     "bert-tanh-gelu": {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5},
     "RobertaModel": {"pad_token_id": 1, "type_vocab_size": 1},
     "XLMRobertaModel": {"pad_token_id": 1, "type_vocab_size": 1},
+    "ModernBertModel": {"local_attention": 24, "num_hidden_layers": 4, "pad_token_id": 0},
     "LlamaModel": {},
     "Qwen3Model": {},
     "MistralModel": {"sliding_window": 20},

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from raysgl.config import EngineConfig
-from raysgl.models import ModelError
+from raysgl.models import ModelError, hf_config
 from raysgl.models.pooling import pooling_spec
 
 BERT = {
@@ -120,7 +120,7 @@ def test_dimensions(spec):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"hidden_act": "mish"}, "hidden_act"),
+        ({"hidden_act": "mish"}, "activation is 'mish'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder"),
     ],
@@ -128,3 +128,10 @@ def test_dimensions(spec):
 def test_encoders_of_another_make(spec, fields, why):
     with pytest.raises(ModelError, match=why):
         spec(bert(**fields))
+
+
+def test_modernbert_s_layers_in_the_older_form():
+    """As the hub's checkpoints say it; the newer form is compared with transformers."""
+    config = {**BERT, "num_hidden_layers": 4, "global_rope_theta": 9e4, "local_rope_theta": 1e4, "local_attention": 128}
+    found = hf_config.parse({"architectures": ["ModernBertModel"], **config, "global_attn_every_n_layers": 3})
+    assert found.rope_thetas == (9e4, 1e4, 1e4, 9e4) and found.windows == (None, 65, 65, None)
