@@ -128,7 +128,7 @@ class EngineConfig(Settings):
 
     grammar_backend: Literal["auto", "llguidance", "xgrammar", "none"] = Field(
         "auto",
-        description="of constrained decoding; auto: xgrammar for structural tags, llguidance for all else; none: refused",
+        description="of constrained decoding; auto: llguidance, and xgrammar for what it cannot read; none: refused",
     )
     grammar_compile_timeout_s: float = Field(10.0, gt=0, description="constraints that take longer to compile are refused")
     grammar_cache_entries: int = Field(256, ge=1, description="compiled constraints that are kept")

@@ -146,6 +146,8 @@ def libraries_for(backend: str, constraint: Constraint) -> list[Library]:
     """Who may compile it, best first. An EBNF that llguidance does not read may still be one for xgrammar."""
     if backend == "llguidance" or constraint.kind == "lark":
         return ["llguidance"]
-    if backend == "xgrammar" or constraint.kind == "structural_tag":
+    if backend == "xgrammar":
         return ["xgrammar"]
+    if constraint.kind == "structural_tag":
+        return ["llguidance", "xgrammar"]
     return ["llguidance", "xgrammar"] if constraint.kind == "ebnf" and "::=" in constraint.text else ["llguidance"]

@@ -20,6 +20,7 @@ from llguidance.numpy import fill_next_token_bitmask_par
 
 from raysgl.grammar.interface import GrammarError
 from raysgl.grammar.schema_rewrite import rewritten
+from raysgl.grammar.structural_tags import as_lark
 from raysgl.grammar.vocabulary import Vocabulary
 from raysgl.sampling.constraint import Constraint
 
@@ -35,9 +36,13 @@ class LLGuidance:
     def __init__(self, vocabulary: Vocabulary, threads: int = 1):
         self._tokenizer = _tokenizer(vocabulary)
         self._executor = LLExecutor(threads)
+        names = {i: vocabulary.tokens[i].decode("utf-8", "replace") for i in vocabulary.special if i < len(vocabulary.tokens)}
+        self._special = {name: i for i, name in names.items() if name}
 
     def compile(self, constraint: Constraint) -> bytes:
         """GrammarError. `load` takes the bytes."""
+        if constraint.kind == "structural_tag":
+            constraint = as_lark(json.loads(constraint.text), self._special)
         return _source(constraint).encode()
 
     def load(self, constraint: Constraint, data: bytes) -> LLGrammar:
@@ -105,7 +110,7 @@ def _source(constraint: Constraint) -> str:
     if constraint.kind == "lark":
         parts = json.loads(text)
         schemas = [f"{name}: %json {json.dumps(_schema(schema))}" for name, schema in parts["schemas"].items()]
-        patterns = [f"{name}: /{_searched(schema['pattern'])}/" for name, schema in parts["patterns"].items()]
+        patterns = [f"{name}: /{_pattern(**schema)}/" for name, schema in parts["patterns"].items()]
         return LLMatcher.grammar_from_lark("\n".join([parts["rules"], *schemas, *patterns]))
     raise GrammarError(f"llguidance does not know {constraint.kind}; it needs grammar_backend auto or xgrammar")
 
@@ -133,8 +138,10 @@ def _refusal(schema: dict[str, Any]) -> str:
     return in_one_line(found) if found else ""
 
 
-def _searched(pattern: str) -> str:
-    """A schema's pattern, which is looked for anywhere, as what the whole text matches."""
+def _pattern(pattern: str, whole: bool = False) -> str:
+    """A regular expression, or a schema's pattern, which is looked for anywhere, as what the whole text matches."""
+    if whole:
+        return regex_to_lark(_unanchored(pattern), "dws")
     inner = _unanchored(pattern)
     if inner != pattern and _has_alternatives(inner):
         raise GrammarError(f"the pattern {pattern!r} has an anchor beside alternatives: put these into brackets of their own")

@@ -1,4 +1,4 @@
-"""Structural tags (and, where `grammar_backend` says so, everything) by xgrammar.
+"""Structural tags and EBNF that llguidance does not read (and, where `grammar_backend` says so, everything) by xgrammar.
 
 A grammar compiled elsewhere travels as bytes: for a large schema compiling takes seconds, reading it a few milliseconds.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import xgrammar
 
 from raysgl.grammar.interface import GrammarError
+from raysgl.grammar.structural_tags import new_form
 from raysgl.grammar.vocabulary import Vocabulary
 from raysgl.sampling.constraint import Constraint
 
@@ -22,6 +23,9 @@ IGNORED = frozenset(
     | {"then", "unevaluatedItems", "uniqueItems"}
 )
 """Keywords that xgrammar leaves out, or follows in part."""
+
+HARMLESS = frozenset({"$defs", "$id", "$schema", "default", "definitions", "description", "examples", "title", "type"})
+"""Keywords that may stand beside allOf, anyOf and $ref, of which it follows only one at a time."""
 
 
 class XGrammar:
@@ -79,7 +83,9 @@ class _Compiler:
     def compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
         text = constraint.text
         if constraint.kind == "structural_tag":
-            return self._compiler.compile_structural_tag(_tag(json.loads(text)))
+            tag = new_form(json.loads(text))
+            _refuse_ignored_within(tag)
+            return self._compiler.compile_structural_tag(json.dumps(tag))
         if constraint.kind == "regex":
             return self._compiler.compile_regex(text)
         if constraint.kind == "ebnf":
@@ -116,26 +122,23 @@ class XGrammarPosition:
         return None
 
 
-def _tag(tag: Any) -> str:
-    """A structural tag as xgrammar knows it now. The older form has `structures` and `triggers`."""
-    if isinstance(tag, dict) and "format" in tag:
-        return json.dumps({**tag, "type": "structural_tag"})
-    if not isinstance(tag, dict) or not isinstance(tag.get("structures"), list) or not isinstance(tag.get("triggers"), list):
-        raise GrammarError("it must have a format, or structures and triggers")
-    tags = []
-    for structure in tag["structures"]:
-        if not isinstance(structure, dict) or not {"begin", "end"} <= structure.keys():
-            raise GrammarError("each of structures must have begin, schema and end")
-        content = {"type": "json_schema", "json_schema": structure.get("schema", {})}
-        tags.append({"type": "tag", "begin": structure["begin"], "content": content, "end": structure["end"]})
-    triggered = {"type": "triggered_tags", "triggers": tag["triggers"], "tags": tags}
-    return json.dumps({"type": "structural_tag", "format": triggered})
+def _refuse_ignored_within(tag: Any) -> None:
+    """The schemas of a structural tag."""
+    for inner in tag if isinstance(tag, list) else tag.values() if isinstance(tag, dict) else ():
+        _refuse_ignored_within(inner)
+    if isinstance(tag, dict) and "json_schema" in tag:
+        _refuse_ignored(tag["json_schema"])
 
 
 def _refuse_ignored(schema: Any) -> None:
     """Only where keywords stand: names of properties and values of enums are anyone's."""
     if not isinstance(schema, dict):
         return
+    limits = schema.keys() - HARMLESS
+    if len(schema.get("allOf", ())) > 1 or ({"allOf", "anyOf", "$ref"} & limits and len(limits) > 1):
+        raise GrammarError(f"{', '.join(sorted(limits))} together are not supported")
+    if "pattern" in schema and {"minLength", "maxLength"} & limits:
+        raise GrammarError("pattern and a length together are not supported")
     for key, value in schema.items():
         if key in IGNORED:
             raise GrammarError(f"the keyword {key} is not supported")

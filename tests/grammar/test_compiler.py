@@ -91,6 +91,43 @@ def test_lark_with_schemas_and_patterns(grammars, pattern):
         assert re.search(pattern, rest), text
 
 
+TAGS = [
+    (tag(type="triggered_tags", triggers=["<c"], tags=[TAG | {"begin": "<c>"}, TAG | {"begin": "<cd>"}], at_least_one=True, stop_after_first=True), r"<cd?>-?\d+</call>"),
+    (tag(type="tags_with_separator", tags=[TAG], separator=", ", at_least_one=True), r"<call>-?\d+</call>(, <call>-?\d+</call>)*"),
+    (tag(type="sequence", elements=[{"type": "const_string", "value": "é"}, TAG | {"content": {"type": "any_text"}, "end": "]"}]), r"é<call>[^\]]*\]"),
+    (tag(type="or", elements=[TAG | {"content": {"type": "regex", "pattern": "[a-c]*"}}, {"type": "regex", "pattern": "x|y"}]), r"<call>[a-c]*</call>|x|y"),
+    (tag(**TAG | {"begin": "<|bos|>", "end": "<|bos|>"}), r"<\|bos\|>-?\d+<\|bos\|>"),
+    (tag(**TAG | {"content": {"type": "grammar", "grammar": 'root ::= "a" | "b"'}}), r"<call>[ab]</call>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "meaning"), TAGS)
+def test_structural_tags_of_all_kinds(grammars, text, meaning):
+    grammar = grammars.compile(Constraint("structural_tag", text)).result()
+    found = 0
+    for seed in range(8):
+        try:
+            said = random_text(grammars, grammar, seed).decode()
+        except Unfinished:
+            continue
+        found += 1
+        assert re.fullmatch(meaning, said), said
+    assert found
+
+
+def test_schemas_inside_of_tags_are_followed_or_refused(grammars):
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True}
+    content = {"type": "json_schema", "json_schema": schema}
+    for text in texts(grammars, "structural_tag", tag(**TAG | {"content": content}), 6):
+        value = json.loads(text.removeprefix("<call>").removesuffix("</call>"))
+        assert len(set(value)) == len(value)
+    with pytest.raises(GrammarError, match="uniqueItems"):
+        grammars.compile(Constraint("structural_tag", tag(**TAG | {"content": content, "end": ["a", "b"]}))).result()
+    content["json_schema"] = {"allOf": [{"type": "string"}, {"maxLength": 2}]}
+    with pytest.raises(GrammarError, match="allOf"):
+        grammars.compile(Constraint("structural_tag", tag(**TAG | {"content": content, "end": ["a", "b"]}))).result()
+
+
 def test_special_tokens_are_text_for_tags_alone(grammars):
     bos = SPECIAL.index(b"<|bos|>")
 
@@ -121,7 +158,11 @@ def test_eos_and_only_where_the_text_may_end(grammars):
 
 
 def test_masks_of_both_libraries_in_one_step(grammars):
-    pair = [Constraint("structural_tag", tag(**TAG)), Constraint("regex", "[xy]"), Constraint("regex", "z")]
+    pair = [
+        Constraint("structural_tag", tag(type="grammar", grammar='root ::= "<" [a-z]')),
+        Constraint("regex", "[xy]"),
+        Constraint("regex", "z"),
+    ]
     matchers = [grammars.compile(constraint).result().matcher() for constraint in pair]
     bits = np.zeros((3, grammars.num_words), np.int32)
     grammars.fill(matchers, bits)
@@ -222,7 +263,7 @@ def test_compiled_ones_are_kept_and_the_oldest_dropped():
 
 def test_who_compiles_what():
     tags, regex = Constraint("structural_tag", "{}"), Constraint("regex", "a")
-    assert libraries_for("auto", tags) == ["xgrammar"]
+    assert libraries_for("auto", tags) == ["llguidance", "xgrammar"]
     assert libraries_for("auto", regex) == ["llguidance"]
     assert libraries_for("llguidance", tags) == ["llguidance"]
     assert libraries_for("xgrammar", regex) == ["xgrammar"]

@@ -14,9 +14,9 @@ from typing import Any
 
 from raysgl.api.errors import ApiError, bad_request
 from raysgl.api.parsers.argument_text import types_of
-from raysgl.api.parsers.lark import Lark, without
 from raysgl.api.parsers.text_schema import string_terminal
 from raysgl.api.parsers.tool_format import TextArguments
+from raysgl.grammar.lark import Lark, without
 
 READ_AS = {
     "null": r"(?i:null|none)",

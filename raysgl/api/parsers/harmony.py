@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 
 from raysgl.api.parsers import json_text
-from raysgl.api.parsers.lark import Lark, without
 from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.reader import Reader, Sink, Wait
 from raysgl.api.parsers.tool_format import Structure, ToolFormat, Tools
+from raysgl.grammar.lark import Lark, without
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = END, RETURN, CALL = "<|end|>", "<|return|>", "<|call|>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raysgl.api.parsers.argument_text import DEPTH, target
-from raysgl.api.parsers.lark import ANY, Lark, quoted
+from raysgl.grammar.lark import ANY, Lark, quoted
 
 MOST = 10_000
 """Characters: more are not counted. A text that must be shorter than a longer bound is kept shorter than this."""

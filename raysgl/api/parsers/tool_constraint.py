@@ -11,9 +11,9 @@ from raysgl.api.errors import bad_request
 from raysgl.api.parsers import json_array
 from raysgl.api.parsers.argument_grammar import json_arguments, python_arguments, text_arguments
 from raysgl.api.parsers.closed_schema import closed
-from raysgl.api.parsers.lark import Lark, escaped, without
 from raysgl.api.parsers.registry import tool_format
 from raysgl.api.parsers.tool_format import Structure, ToolFormat, Tools
+from raysgl.grammar.lark import Lark, escaped, without
 from raysgl.sampling.constraint import Constraint
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raysgl.api.parsers.lark import Lark
 from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.reader import Reader, Wait
+from raysgl.grammar.lark import Lark
 
 Tools = dict[str, dict[str, Any]]
 """Name -> JSON Schema of the parameters."""

@@ -53,6 +53,12 @@ class Lark:
         self._patterns[name] = {"pattern": pattern}
         return name
 
+    def whole(self, pattern: str) -> str:
+        """The terminal for texts that match a regular expression from end to end."""
+        name = f"PATTERN_{len(self._patterns)}"
+        self._patterns[name] = {"pattern": pattern, "whole": True}
+        return name
+
     def text_until(self, terminal: str, end: str) -> str:
         """The expression for a text of the terminal and then `end`, which does not occur in it."""
         text = self.rule(self.name("TEXT"), terminal)
