@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +109,46 @@ class HttpServer:
         """Others listen here too: let them have what comes, and answer what is on the way to here.
 
         A socket that is closed resets the connections that nobody has accepted. With a backlog of none the kernel drops whatever else would
-        connect, and the client tries again a second later, when the socket is gone.
+        connect, and the client tries again a second later, when the socket is gone; what still got in is accepted here, with no turn of the
+        loop before the end.
         """
         self._leaving.set()
         self._sock.listen(0)
         await asyncio.sleep(ACCEPT_S)
+        late = list(_accept_all(self._sock))
+        self._sock.shutdown(socket.SHUT_RD)
         for server in self._server.servers:
             server.close()
         self._sock.close()
+        config = self._server.config
+        for connection in late:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=config.ssl)
         await asyncio.sleep(LEAVE_S)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes them for connections that it accepts."""
+        server = self._server
+        return server.config.http_protocol_class(
+            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+        )
 
     async def drain(self) -> None:
         """Stop listening and close idle connections; answers under way may finish within the drain timeout."""
         self._server.should_exit = True
         await self._task
+
+
+def _accept_all(sock: socket.socket) -> Iterator[socket.socket]:
+    """Connections that wait to be accepted. sock: not blocking."""
+    while True:
+        try:
+            connection, _ = sock.accept()
+        except ConnectionAbortedError:
+            continue
+        except BlockingIOError:
+            return
+        connection.setblocking(False)
+        yield connection
 
 
 def _tls(settings: ServerConfig) -> dict[str, Any]:
