@@ -237,6 +237,9 @@ class ServerConfig(Settings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all")
     port: int = Field(30000, ge=1, le=65535, description="of the HTTP API")
     num_ingress: int = Field(1, ge=1, description="ingress replicas; those of one node share the port")
+    routing_policy: Literal["raysgl", "cache_aware", "least_loaded", "round_robin"] = Field(
+        "raysgl", description="which replica a request goes to; the others are there to compare with"
+    )
     coordinator_shards: int = Field(
         1, ge=1, le=64, description="actors that share the global index of cached prefixes, each a part of all prefixes"
     )

@@ -91,7 +91,8 @@ class IngressLoop:
         self._wakes: dict[str, asyncio.Task] = {}
         self._application = application
         self.name = f"ingress-{uuid.uuid4().hex[:12]}"
-        self._mirror = Mirror(self.name, shards=config.server.coordinator_shards)
+        server = config.server
+        self._mirror = Mirror(self.name, shards=server.coordinator_shards, policy=server.routing_policy)
         self._decode = msgspec.msgpack.Decoder(Updates).decode
         self._handles: dict[str, ActorHandle] = {}
         self._lifelines: dict[tuple[str, int], asyncio.Task] = {}

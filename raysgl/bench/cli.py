@@ -20,6 +20,7 @@ bench.command()(engine_commands.offline)
 bench.command()(engine_commands.latency)
 bench.command()(command.routing)
 bench.command()(command.index)
+bench.command()(command.cluster)
 
 
 @bench.command()

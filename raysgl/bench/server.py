@@ -39,13 +39,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(engine: dict, *, num_cpus_per_shard: float = 1.0, settings: dict | None = None) -> Iterator[Server]:
+def running(
+    engine: dict, *, num_cpus_per_shard: float = 1.0, num_replicas: int = 1, settings: dict | None = None
+) -> Iterator[Server]:
     """Serve one model with these engine settings on a free port; drain and stop it at the end. settings: of the HTTP side. Raises
     `ServerFailed`."""
     with tempfile.TemporaryDirectory(prefix="raysgl-bench-") as folder:
         port = free_port()
         config = Path(folder) / "config.yaml"
-        models = [{"engine": engine, "num_cpus_per_shard": num_cpus_per_shard}]
+        models = [{"engine": engine, "num_cpus_per_shard": num_cpus_per_shard, "num_replicas": num_replicas}]
         config.write_text(yaml.safe_dump({"server": {**(settings or {}), "port": port}, "models": models}))
         log = Path(folder) / "log"
         started = time.perf_counter()

@@ -46,12 +46,12 @@ FLAT_ROWS = 16
 """A step of fewer rows takes hardly longer than one of a single row, so up to there a busy batch is no slower than a quiet one."""
 
 
-SLOW = 1.5
+SLOW = 2.0
 SLOW_EXPONENT = 4
 """Where steps take more than SLOW times those of the mean busy replica, pace counts (steps / SLOW / mean) ** SLOW_EXPONENT times. A prefix
 that a fifth of all requests begin with must be computed a second time before its replica is too slow for everybody, and no
-single request is a reason to: the others that will find it there are not in its cost. (docs/routing.md: 8 does as well as 4, but
-2 leaves hits in bursts; with 1.25 hits suffer, with 1.75 it comes too late.)"""
+single request is a reason to: the others that will find it there are not in its cost. (docs/routing.md: from 1.5 times on, chat at 64
+replicas loses 1 %, since some are always that much slower there.)"""
 
 
 class Board:
@@ -71,7 +71,8 @@ class Board:
         self._measured = np.zeros(count)
         self._per_token = np.zeros(count)
         self._queued = np.zeros(count)
-        self._requests = np.zeros(count)
+        self.requests = np.zeros(count)
+        """Running and waiting."""
         self._base = np.zeros(count)
         self._over = np.zeros(count)
         self._limited = np.zeros(count, dtype=bool)
@@ -111,8 +112,8 @@ class Board:
         # A place to run is taken even where nobody may wait.
         self.full[row] = load.full or not (waiting < self.infos[row].max_queued or (waiting == 0 and over <= 0))
         room = (load.free_pages + load.cached_pages) * page_size - queued if load.total_pages else math.inf
-        self._all_requests += running + waiting - self._requests[row]
-        self._requests[row] = running + waiting
+        self._all_requests += running + waiting - self.requests[row]
+        self.requests[row] = running + waiting
         self._queued[row] = queued
         self._base[row] = fixed
         self._pace[row] = pace
@@ -151,7 +152,7 @@ class Board:
         else:
             uncached = np.maximum(num_tokens - hit_pages * self.page_size, 1.0)
             ahead = self._queued if coming_pages is None else np.maximum(self._queued - coming_pages * self.page_size, 0.0)
-        held_up = 0.5 * self._requests + (1 + 0.5 * self._all_requests / len(self.infos))
+        held_up = 0.5 * self.requests + (1 + 0.5 * self._all_requests / len(self.infos))
         cost = (uncached * held_up + WAIT_WEIGHT * ahead) * self._per_token + self._base
         if (slowness := self._slow()) is not None:
             cost += slowness

@@ -38,10 +38,12 @@ from raysgl.routing.router import Decision, Refusal, Router, RouteRequest
 
 
 class Mirror:
-    """Not thread safe. `now` is time.monotonic() of the ingress. `ingress` is its own id, to know its own notices by."""
+    """Not thread safe. `now` is time.monotonic() of the ingress. `ingress` is its own id, to know its own notices by. shards: of the
+    coordinator. policy: see `Router`."""
 
-    def __init__(self, ingress: str, seed: int | None = None, shards: int = 1):
+    def __init__(self, ingress: str, seed: int | None = None, shards: int = 1, policy: str = "raysgl"):
         self.ingress = ingress
+        self._policy = policy
         self.cursors = [(0, -1)] * shards
         """For each shard of the coordinator, (its epoch, version) to ask updates since."""
         self.routers: dict[str, Router] = {}
@@ -207,7 +209,7 @@ class Mirror:
     def _router(self, model: str) -> Router:
         router = self.routers.get(model)
         if router is None:
-            router = self.routers[model] = Router(self._random.getrandbits(64), len(self.cursors))
+            router = self.routers[model] = Router(self._random.getrandbits(64), len(self.cursors), self._policy)
         return router
 
     def _is_lost(self, replica: str, epoch: int) -> bool:

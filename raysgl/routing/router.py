@@ -28,6 +28,7 @@ from raysgl.routing.index import Applied, PrefixIndex
 from raysgl.routing.load_book import Flight, LoadBook
 from raysgl.routing.messages import ReplicaInfo
 from raysgl.routing.optimistic import OptimisticPages
+from raysgl.routing.policies import RULES
 from raysgl.routing.sharded_index import ShardedIndex
 
 TIE_S = 1e-6
@@ -117,11 +118,12 @@ class Router:
     """Decides for one model, from an index and load reports. Not thread safe. Times are `time.monotonic()`, given by the caller.
 
     shards: of the coordinator. Who is there is the first one's to say, and so is what its part of the index holds; the other parts are
-    told of replicas by their own shards (`self.index.parts`).
+    told of replicas by their own shards (`self.index.parts`). policy: another rule than raysgl's own (`raysgl.routing.policies`).
     """
 
-    def __init__(self, seed: int | None = None, shards: int = 1):
+    def __init__(self, seed: int | None = None, shards: int = 1, policy: str = "raysgl"):
         self.index = ShardedIndex(shards)
+        self._rule = RULES[policy]() if policy != "raysgl" else None
         self.optimistic = OptimisticPages()
         self._replicas: dict[str, _Replica] = {}
         # Derived from the replicas: None after one came, went or changed sides.
@@ -248,21 +250,30 @@ class Router:
         best = costs.min(initial=math.inf)
         if best == math.inf:
             return Refusal("full", self._retry_after(board, able)) if able.any() else Refusal("none", 1.0)
+        row = self._row(request, hits, costs, float(best))
+        hit = 0 if hits is None else int(hits[row])
+        return self._commit(request, self._replicas[board.infos[row].replica], hit, float(costs[row]), now)
+
+    def _row(self, request: RouteRequest, hits: np.ndarray | None, costs: np.ndarray, best: float) -> int:
+        """The replica chosen, of those whose cost is finite. best: the least cost."""
+        board = self._board
+        assert board is not None
+        if self._rule is not None:
+            scores = np.where(costs < np.inf, self._rule(board, len(request.hashes), hits), np.inf)
+            equal = (scores == scores.min()).nonzero()[0]
+            return int(equal[int(self._random.random() * len(equal))])
         # Rendezvous hashing: every ingress prefers the same replica for a session or a new prefix, and a replica that comes or goes moves
         # only its own.
         new = bool(request.hashes) and (hits is None or not hits[int(costs.argmin())])
         slack = NEW_SLACK * best if new else 0.0
         if request.session:
             equal = (costs <= best + slack + SESSION_SLACK_S).nonzero()[0]
-            row = board.rendezvous(equal, xxh3_64_intdigest(request.session.encode()))
-        elif new:
+            return board.rendezvous(equal, xxh3_64_intdigest(request.session.encode()))
+        if new:
             equal = (costs <= best + slack + TIE_S).nonzero()[0]
-            row = board.rendezvous(equal, request.hashes[0])
-        else:
-            equal = (costs <= best + TIE_S).nonzero()[0]
-            row = int(equal[int(self._random.random() * len(equal))])
-        hit = 0 if hits is None else int(hits[row])
-        return self._commit(request, self._replicas[board.infos[row].replica], hit, float(costs[row]), now)
+            return board.rendezvous(equal, request.hashes[0])
+        equal = (costs <= best + TIE_S).nonzero()[0]
+        return int(equal[int(self._random.random() * len(equal))])
 
     def _fresh_board(self) -> Board:
         board = self._board

@@ -362,6 +362,28 @@ def test_prefixes_on_many_replicas_and_wide_masks():
     assert choose(router, prompt(100, 27)).hit_pages >= 4
 
 
+def chosen_by(policy, requests, busy=None, known=()):
+    router = Router(0, policy=policy)
+    for i in range(4):
+        router.join(ReplicaInfo(f"r{i}", 1, "m", "address", page_size=P, max_queued=1000))
+        router.load(f"r{i}", 1, load(max_running=500, running=(busy or {}).get(f"r{i}", 0)), 0.0)
+    for replica, hashes in known:
+        cache(router, replica, hashes)
+    return [choose(router, request).replica for request in requests]
+
+
+def test_other_policies_do_what_their_names_say():
+    same = [prompt(0, 10)] * 8
+    assert chosen_by("round_robin", same) == ["r0", "r1", "r2", "r3"] * 2
+    assert chosen_by("round_robin", [prompt(0, 10, exclude=frozenset({"r1"}))] * 3)[1] != "r1"
+    assert Counter(chosen_by("least_loaded", same)) == {f"r{i}": 2 for i in range(4)}
+    assert chosen_by("least_loaded", same[:1], {"r0": 3, "r1": 1, "r2": 2, "r3": 2}, [("r0", range(10))]) == ["r1"]
+    known = [("r2", range(4))]
+    assert chosen_by("cache_aware", same[:1], {"r2": 60}, known) == ["r2"]
+    assert chosen_by("cache_aware", same[:1], {"r2": 65}, known) != ["r2"], "out of balance"
+    assert chosen_by("cache_aware", [prompt(0, 15)], {"r2": 60}, known) != ["r2"], "too little of the prompt"
+
+
 def test_a_session_keeps_its_replica_among_equals():
     homes = {}
     for name in "abcdefgh":

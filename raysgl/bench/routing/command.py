@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+from raysgl.bench.engine_commands import SMOLLM2, ModelPath
+from raysgl.bench.show import Json, show
 
 
 def routing(
@@ -91,6 +92,35 @@ def index(
     with Console(stderr=True).status("starting") as status:
         measure(report, pages, min(copies, replicas), replicas, seconds, status.update)
     report.show(json)
+
+
+def cluster(
+    model_path: ModelPath = SMOLLM2,
+    policies: Annotated[str, typer.Option(help="routing policies, by comma")] = "round_robin,least_loaded,cache_aware,raysgl",
+    replicas: Annotated[int, typer.Option(min=1)] = 4,
+    requests: Annotated[int, typer.Option(min=1)] = 96,
+    concurrency: Annotated[int, typer.Option(min=1, help="requests in flight")] = 8,
+    groups: Annotated[int, typer.Option(min=1, help="shared prefixes, by Zipf's law")] = 12,
+    prefix_len: Annotated[int, typer.Option(min=1, help="tokens of a shared prefix")] = 256,
+    own_len: Annotated[int, typer.Option(min=1, help="tokens of a prompt behind it")] = 24,
+    output_len: Annotated[int, typer.Option(min=1)] = 8,
+    kv_tokens: Annotated[int, typer.Option(min=1, help="each replica's KV pool")] = 2048,
+    seed: int = 1,
+    json: Json = False,
+) -> None:
+    """Routing policies on real engines on this CPU: the same prompts once under each, on a server of its own."""
+    from raysgl.bench.cluster import Settings, run
+    from raysgl.config import ServerConfig
+
+    known = dict.fromkeys(get_args(ServerConfig.model_fields["routing_policy"].annotation))
+    try:
+        chosen = _names(policies, known, "policy")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    settings = Settings(
+        model_path, chosen, replicas, requests, concurrency, groups, prefix_len, own_len, output_len, kv_tokens, seed
+    )
+    show(json, lambda stage: run(settings, stage))
 
 
 def _names(text: str, known: dict, what: str) -> tuple[str, ...]:
