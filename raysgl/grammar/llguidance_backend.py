@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tokenizers
 from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from llguidance.numpy import fill_next_token_bitmask_par
@@ -178,13 +179,14 @@ def _lark(text: str) -> str:
 
 
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
-    if vocabulary.tokenizer_json:
-        return LLTokenizer(vocabulary.tokenizer_json, n_vocab=vocabulary.size, eos_token=vocabulary.eos)
+    # Not from its tokenizer.json: llguidance takes every added token that looks like <...> for a special one, and then the masks of texts
+    # that have to come next let through what is refused when it comes.
     return LLTokenizer(TokenizerWrapper(_Bytes(vocabulary)), n_vocab=vocabulary.size, eos_token=vocabulary.eos)
 
 
 class _Bytes:
-    """The vocabulary as `TokenizerWrapper` wants it. Texts are cut greedily: any cut into tokens will do."""
+    """The vocabulary as `TokenizerWrapper` wants it. A text that has to come next is cut as the model's tokenizer cuts it, which the
+    model knows best; where that cannot be (it has special tokens in it, or begins amid a character), greedily: any cut will do."""
 
     bos_token_id = None
 
@@ -192,12 +194,17 @@ class _Bytes:
         self.tokens = vocabulary.tokens + [b""] * (vocabulary.size - len(vocabulary.tokens))
         self.eos_token_id = vocabulary.eos[0]
         self.special_token_ids = vocabulary.special
-        special = set(vocabulary.special)
-        self._ids = {token: i for i, token in enumerate(self.tokens) if token and i not in special}
+        self._special = set(vocabulary.special)
+        self._ids = {token: i for i, token in enumerate(self.tokens) if token and i not in self._special}
+        self._exact = tokenizers.Tokenizer.from_str(vocabulary.tokenizer_json) if vocabulary.tokenizer_json else None
         self._longest = max(map(len, self._ids), default=1)
 
     def __call__(self, text: str | bytes) -> list[int]:
         data = text.encode() if isinstance(text, str) else text
+        if self._exact is not None:
+            found: list[int] = self._exact.encode(data.decode("utf-8", "replace"), add_special_tokens=False).ids
+            if b"".join(self.tokens[i] for i in found) == data and self._special.isdisjoint(found):
+                return found
         ids, at = [], 0
         while at < len(data):
             end = next((end for end in range(min(len(data), at + self._longest), at, -1) if data[at:end] in self._ids), at)
