@@ -1,7 +1,8 @@
 """What `raysgl bench tax` compares with: engine and HTTP in one process, plain uvicorn, no Ray.
 
 Scheduler, loop, runner, dispatcher and HTTP app are those of the whole stack; only Ray, its processes and the coordinator are not
-there. Run as `python -m raysgl.bench.one_process` with a `Spec` on stdin; prints a line when it serves, ends on SIGTERM.
+there. Run as `python -m raysgl.bench.one_process` with a `Spec` on stdin; prints a line when it serves, ends on SIGTERM and when stdin
+does.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ async def serve(spec: Spec) -> None:
     gc.collect()
     gc.freeze()  # as the ingress and the shards do
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    loop.add_reader(sys.stdin.fileno(), stopped.set)  # nothing more is said there: it was closed, or who asked is dead
     print("serving", flush=True)
     while not stopped.is_set():
         mirror.take_routed()

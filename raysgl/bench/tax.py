@@ -162,7 +162,7 @@ def one_process(engine: EngineConfig) -> Iterator[Target]:
     try:
         timer.start()
         process.stdin.write(msgspec.json.encode(Spec(engine.model_dump_json(exclude_unset=True), port)).decode() + "\n")
-        process.stdin.close()
+        process.stdin.flush()
         if process.stdout.readline() != "serving\n":
             raise server.ServerFailed(f"the engine in one process did not start (exit code {process.wait()})")
         timer.cancel()
