@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -84,7 +85,11 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
         check_ids(ids, model, "input_ids")
         text = model.tokenizer.decode(ids[-MARK_TOKENS:], skip_special_tokens=False)
     ids = truncated(ids, cut, params, model)
-    form = output_form(request, model, use, text, Asked(params.constraint, constraint_field(vars(request))))
+    asked = Asked(params.constraint, constraint_field(vars(request)))
+    if use is None:
+        form = output_form(request, model, use, text, asked)
+    else:  # a grammar for many tools takes tenths of a second to write
+        form = await asyncio.to_thread(output_form, request, model, use, text, asked)
     params = msgspec.structs.replace(
         params,
         constraint=form.asked.constraint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import orjson
 
@@ -15,7 +16,11 @@ from raysgl.api.parsers.tool_format import ToolFormat
 from raysgl.api.protocol import ChatCompletionRequest
 from raysgl.api.served_model import ServedModel
 from raysgl.api.tool_use import ToolUse
+from raysgl.grammar.limits import MAX_BYTES
 from raysgl.sampling.constraint import Constraint
+
+MOST_TOOLS_BYTES = 64 * 1024
+"""Of parameters that answers are held to: writing the grammar takes up to half a second for them, beside the event loop."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +115,37 @@ def _held(use: ToolUse, model: ServedModel, calls: ToolFormat | None, asked: Ask
         if asked.constraint.kind != "json_schema" or (calls is not None and calls.whole is not None):
             raise bad_request(f"{asked.field} cannot be joined with tools; set tool_choice to none", asked.field)
         answer = orjson.loads(asked.constraint.text)
-    return tool_constraint(
-        model.tool_call_parser,
-        use.tools,
-        required=use.required,
-        strict=use.strict,
-        parallel=use.parallel,
-        special=model.tokenizer.special_marks(_tags(calls)),
-        answer=answer,
+    if not (use.required or use.strict or answer is not None):
+        return None
+    tools = orjson.dumps(use.tools)
+    if len(tools) > MOST_TOOLS_BYTES:
+        raise bad_request(
+            f"tools have parameters of {len(tools)} bytes, but answers can be held to at most {MOST_TOOLS_BYTES}", "tools"
+        )
+    special = model.tokenizer.special_marks(_tags(calls))
+    asked_text = None if answer is None else orjson.dumps(answer)
+    return _constraint(
+        model.tool_call_parser, tools, use.required, use.strict, use.parallel, tuple(special.items()), asked_text
     )
+
+
+@lru_cache(maxsize=64)
+def _constraint(
+    name: str | None,
+    tools: bytes,
+    required: bool,
+    strict: frozenset[str],
+    parallel: bool,
+    special: tuple[tuple[str, int], ...],
+    answer: bytes | None,
+) -> CallConstraint | None:
+    """`tool_constraint`, kept: an agent asks with the same tools again and again. tools, answer: as JSON."""
+    schema = None if answer is None else orjson.loads(answer)
+    options = {"required": required, "strict": strict, "parallel": parallel, "special": dict(special), "answer": schema}
+    held = tool_constraint(name, orjson.loads(tools), **options)
+    if held is not None and len(held.constraint.text.encode()) > MAX_BYTES:
+        raise bad_request("tools have parameters that make too large a grammar to hold answers to", "tools")
+    return held
 
 
 def _continued(request: ChatCompletionRequest) -> str | None:

@@ -44,6 +44,21 @@ async def test_what_an_answer_is_held_to(saying):
     assert ("weather" in allowed["rules"], ")*" in allowed["rules"]) == (False, True)
 
 
+def many(count: int, parameters: int) -> list[dict]:
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(parameters)}}
+    return [{"type": "function", "function": {"name": f"f{i}", "parameters": schema}} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("parser", "tools"), [("hermes", many(60, 60)), ("qwen3_coder", many(9, 200)), ("pythonic", many(1, 200))]
+)
+async def test_no_more_is_held_to_than_can_be(saying, thinking, parser, tools):
+    thinking.tool_call_parser = parser
+    thinking.context_length = 1_000_000
+    error = await refused(saying(), ASK | {"tools": tools, "tool_choice": "required"})
+    assert error["param"] == "tools"
+
+
 async def test_an_answer_in_a_format_or_calls(saying):
     """What agents ask for: tools, and then an answer of a schema."""
     found = await constraint(saying(), response_format=FORMAT)

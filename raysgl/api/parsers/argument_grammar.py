@@ -27,6 +27,8 @@ READ_AS = {
     "object": r"\{(?s:.*)",
 }
 """Texts that may be no string where a value of this type is possible too (see `argument_text.as_json`)."""
+MOST_KEYWORDS = 100
+"""Of a Python call: with each one left out or not, the grammar grows with their square."""
 _NAME = re.compile(r"[^\s<>\"=](?:[^<>\"=\n]*[^\s<>\"=])?")
 _HARMLESS = {
     "type",
@@ -69,7 +71,10 @@ def json_arguments(lark: Lark, tool: str, parameters: dict[str, Any]) -> str:
 def python_arguments(lark: Lark, tool: str, parameters: dict[str, Any]) -> str:
     """`a=1, b="x"`, the values as JSON, which the parser understands."""
     parts = []
-    for member in _members(tool, parameters):
+    members = _members(tool, parameters)
+    if len(members) > MOST_KEYWORDS:
+        raise _refused(tool, f"it has {len(members)} parameters, but in this format at most {MOST_KEYWORDS} can be constrained")
+    for member in members:
         if member.name.isidentifier() and member.name.isascii() and not keyword.iskeyword(member.name):
             parts.append(
                 (lark.literal(member.name + "=") + " " + lark.json(_located(member.schema, parameters)), member.required)
