@@ -59,7 +59,7 @@ def test_tool_calls(app):
 
 
 def test_what_cannot_be_followed_is_refused(app):
-    answer = ask(app, "pair", json_schema={"type": "array", "uniqueItems": True})
+    answer = ask(app, "pair", json_schema={"type": "array", "minItems": 2, "uniqueItems": True})
     assert answer["status"] == 400
     assert answer["error"]["param"] == "json_schema"
     assert "uniqueItems" in answer["error"]["message"]
