@@ -45,8 +45,8 @@ CASCADE_FROM = 8
 @dataclass
 class Graph:
     """A captured step. inputs_CB: slots and positions, and with cascade attention each row's group and each group's shared pages
-    (B of them). It leaves part_BV (this rank's logits) and tokens_B (the argmax of all
-    ranks'). planned: attention that must know the lengths before a replay."""
+    (B of them). It leaves part_BV (this rank's logits) and tokens_B (the argmax of all ranks'). planned: attention that must know
+    the lengths before a replay."""
 
     graph: torch.cuda.CUDAGraph
     inputs_CB: torch.Tensor

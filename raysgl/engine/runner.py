@@ -7,9 +7,7 @@ on the device, but for steps of CUDA graphs that need nothing but an argmax, whi
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -20,6 +18,7 @@ from raysgl.distributed import TPGroup, share
 from raysgl.engine import memory, profile
 from raysgl.engine.decode_graphs import DecodeGraphs
 from raysgl.engine.defaults import resolve_defaults
+from raysgl.engine.launching import Launching
 from raysgl.engine.mixed_graphs import MixedGraphs
 from raysgl.engine.pending import LaunchedStep, StepOutputs
 from raysgl.engine.plan import SlotInit, StepPlan, ints
@@ -50,7 +49,7 @@ PROMPT_LOGITS_BYTES = 128 << 20
 """Logits of prompt tokens are made so many bytes at a time: those of a whole chunk may not fit."""
 
 
-class ModelRunner:
+class ModelRunner(Launching):
     """See `raysgl.engine.plan.Runner`. Not thread safe: one thread launches.
 
     num_pages, page_size, context_length, vocab_size: of the pool and the model. max_running: slots.
@@ -69,8 +68,6 @@ class ModelRunner:
     ):
         self._rank, self._tp = rank, tp
         self.device = torch.device(device)
-        self._stream = None
-        self._threads, self._thread = 0, -1
         tell = progress or (lambda done, what: None)
         hf = checkpoint.config()
         limits = resolve_defaults(config, self.device.type, hf.max_position_embeddings)
@@ -339,12 +336,3 @@ class ModelRunner:
         if self._tp.size == 1:
             return pages
         return int(self._tp.all_gather(torch.tensor([[pages]], device=self.device)).min())
-
-    def _in_stream(self) -> AbstractContextManager:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def _use_threads(self) -> None:
-        """OpenMP keeps its thread count per thread, so whichever thread launches must set it."""
-        if self._threads and self._thread != threading.get_ident():
-            self._thread = threading.get_ident()
-            torch.set_num_threads(self._threads)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from raysgl.models.folder_cache import cache_dir, made_once
 from raysgl.models.hf_config import ModelError
 
 CONVERTER_VERSION = 1
@@ -20,35 +19,18 @@ REFUSED = 3
 """Exit code of the converter for a file that it understands and does not support; its stderr is a sentence for the user."""
 
 
-def cache_dir() -> Path:
-    """RAYSGL_CACHE_DIR, or ~/.cache/raysgl."""
-    return Path(os.environ.get("RAYSGL_CACHE_DIR") or Path.home() / ".cache" / "raysgl")
-
-
 def converted_folder(gguf: Path, progress: Callable[[float, str], None] | None = None) -> Path:
-    """The folder with what this file says besides weights; made if it is not there.
-
-    Two processes may convert at once: each writes a folder of its own, and the first to rename it wins. Raises `ModelError`.
-    """
+    """The folder with what this file says besides weights; made if it is not there. Raises `ModelError`."""
     stat = gguf.stat()
     key = f"{gguf}\n{stat.st_size}\n{stat.st_mtime_ns}\n{CONVERTER_VERSION}"
     folder = cache_dir() / "gguf" / f"{gguf.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
-    if progress:
-        progress(0.0, f"reading the tokenizer of {gguf.name} (once)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+
+    def convert(scratch: Path) -> None:
+        if progress:
+            progress(0.0, f"reading the tokenizer of {gguf.name} (once)")
         _convert(gguf, scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # not another process that was quicker
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+
+    return made_once(folder, convert)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

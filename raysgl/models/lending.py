@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch import nn
 from raysgl.config import EngineConfig
 from raysgl.models import weights
 from raysgl.models.checkpoint import SMALL_FILES, Checkpoint, PeerLost
-from raysgl.models.gguf_cache import cache_dir
+from raysgl.models.folder_cache import cache_dir, made_once
 from raysgl.models.hf_config import ModelError
 from raysgl.models.streaming import Chunk, bytes_of
 from raysgl.models.weights import Progress
@@ -158,22 +156,12 @@ def keep_small_files(files: dict[str, bytes]) -> Path:
         if Path(name).name != name:
             raise ModelError(f"a replica sent a file {name!r}")
         digest.update(f"{name}\n{len(content)}\n".encode() + content)
-    folder = cache_dir() / "peer" / digest.hexdigest()[:32]
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-    try:
+
+    def write(scratch: Path) -> None:
         for name, content in files.items():
             (scratch / name).write_bytes(content)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # not another process that was quicker
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+
+    return made_once(cache_dir() / "peer" / digest.hexdigest()[:32], write)
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

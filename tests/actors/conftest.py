@@ -12,6 +12,8 @@ import urllib.request
 import psutil
 import pytest
 
+from tests.byte_tokenizer import write_byte_tokenizer
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -22,17 +24,9 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def served_checkpoint(tiny_checkpoint, tmp_path_factory):
     """A tiny Llama with a byte-level tokenizer and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     folder = tmp_path_factory.mktemp("served") / "tiny-llama"
     shutil.copytree(tiny_checkpoint("llama", max_position_embeddings=2048), folder)
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(characters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    write_byte_tokenizer(folder)
     return folder
 
 

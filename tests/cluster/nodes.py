@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import socket
@@ -16,6 +15,7 @@ import msgspec
 import psutil
 
 from raysgl.config import AppConfig
+from tests.byte_tokenizer import write_byte_tokenizer
 
 NAME, MODEL = "cluster", "tiny"
 WORKERS = 3
@@ -27,7 +27,6 @@ def checkpoint(folder: Path) -> Path:
     """A tiny random Llama with a tokenizer of single bytes. It is served in float64: no two batches then disagree about an argmax."""
     import torch
     import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -43,13 +42,7 @@ def checkpoint(folder: Path) -> Path:
         eos_token_id=2,
     )
     transformers.LlamaForCausalLM(config).float().eval().save_pretrained(folder)
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(characters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    write_byte_tokenizer(folder)
     return folder
 
 

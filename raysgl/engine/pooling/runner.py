@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import AbstractContextManager, nullcontext
-
 import numpy as np
 import torch
 
 from raysgl.config import EngineConfig
 from raysgl.engine import memory
 from raysgl.engine.defaults import EngineLimits
+from raysgl.engine.launching import Launching
 from raysgl.engine.pending import LaunchedStep
 from raysgl.engine.pooling.texts import TextsPlan
 from raysgl.kernels.attention.whole import WholeBatch
@@ -43,7 +41,7 @@ class LaunchedTexts(LaunchedStep):
         return results_SR
 
 
-class PoolingRunner:
+class PoolingRunner(Launching):
     """See `raysgl.engine.plan.Runner`; its plans are `TextsPlan`s. Not thread safe: one thread launches.
 
     Raises `ModelError` for a model that cannot be served, or a step that does not fit.
@@ -62,12 +60,10 @@ class PoolingRunner:
     ):
         self.device = torch.device(device)
         self._threads = limits.cpu_threads if self.device.type == "cpu" else 0
-        self._thread = -1
         self._use_threads()
         dtype = choose_dtype(config.dtype, checkpoint.config(), self.device)
         with memory.explaining("loading the weights", "choose a smaller model or dtype", self.device):
             self._model = load_pooled(config, checkpoint, spec, self.device, dtype, progress)
-        self._stream = None
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device)
             self._stream.wait_stream(torch.cuda.default_stream(self.device))
@@ -108,15 +104,6 @@ class PoolingRunner:
         count = max(1, min(limits.max_running, limits.step_tokens // length))
         with memory.explaining("running the largest step", "lower chunked_prefill_size or context_length", self.device):
             self.launch(_plan([length] * count)).result()
-
-    def _in_stream(self) -> AbstractContextManager:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def _use_threads(self) -> None:
-        """OpenMP keeps its thread count per thread, so whichever thread launches must set it."""
-        if self._threads and self._thread != threading.get_ident():
-            self._thread = threading.get_ident()
-            torch.set_num_threads(self._threads)
 
 
 def _plan(lengths: list[int]) -> TextsPlan:
