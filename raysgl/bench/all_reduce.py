@@ -1,7 +1,8 @@
 """The sum over tensor-parallel ranks with residual addition and RMSNorm: ours against NCCL's with our kernel: `python -m raysgl.bench.all_reduce`.
 
 One process a GPU, each seeing only its own, as under Ray. Times are of CUDA graphs of 64 calls, as a decode step of 32 layers has them;
-"link" is the time that a rank's bytes need at the rate of a large copy from the next GPU.
+"link" is the time that a rank's bytes need at the rate of a large copy from the next GPU; "flags" is ours for many rows, "words" ours for few.
+Then steps with prompts: a product of many rows, whose sum goes to the other rank piece by piece while the rest is computed.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ import torch
 import torch.multiprocessing as mp
 
 from raysgl.distributed import PeerMemory, TPGroup, share, start
+from raysgl.kernels import sent_sums
 from raysgl.kernels.norm import add_rms_norm
 from raysgl.kernels.sum_ranks import most_rows
 from raysgl.kernels.triton import all_reduce
 
 CALLS = 64
-ROWS = (1, 4, 16, 32, 64, 128, 256, 384, 512)
+ROWS = (1, 4, 16, 32, 64, 128, 256, 384, 512, 1024, 2048)
+PRODUCTS = ((8192, 4096, 4096), (8192, 14336, 4096), (5000, 14336, 4096), (8192, 28672, 8192))
+"""Rows, input features of all ranks, output features."""
+PIECES = (2**22, 2**23, 2**24)
 COPY_BYTES = 256 << 20
 
 
@@ -58,13 +63,18 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"{figures['device']} x {options.ranks}, torch {torch.__version__}; a large copy from a peer: {figures['link_gb']:.0f} GB/s"
     )
-    print(f"{'rows x dim':>13} {'ours':>8} {'NCCL + norm':>12} {'NCCL':>8} {'link':>8}  us a call; error")
+    print(f"{'rows x dim':>13} {'words':>8} {'flags':>8} {'NCCL + norm':>12} {'NCCL':>8} {'link':>8}  us a call; errors")
     for row in figures["rows"]:
-        times = f"{row['ours']:8.1f} {row['nccl_norm']:12.1f} {row['nccl']:8.1f} {row['link']:8.1f}"
+        words = f"{row['words']:8.1f}" if "words" in row else " " * 8
+        times = f"{words} {row['flags']:8.1f} {row['nccl_norm']:12.1f} {row['nccl']:8.1f} {row['link']:8.1f}"
         print(f"{row['rows']:5d} x {row['dim']:5d} {times}  {row['error']:.1e}")
+    for row in figures["products"]:
+        shape = f"{row['rows']} x {row['inputs']} x {row['dim']}"
+        sent = ", ".join(f"{us:.0f} in pieces of {piece}" for piece, us in row["sent"].items())
+        print(f"{shape}: {row['product']:.0f} us, with sum and norm {row['nccl_norm']:.0f} by NCCL; {sent}; {row['error']:.1e}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
-    return 0 if figures["rows"] and all(row["error"] < 1e-2 for row in figures["rows"]) else 1
+    return 0 if figures["rows"] and all(row["error"] < 1e-2 for row in figures["rows"] + figures["products"]) else 1
 
 
 def _rank(rank: int, ranks: int, port: int, dims: list[int], answers: Any) -> None:
@@ -72,7 +82,7 @@ def _rank(rank: int, ranks: int, port: int, dims: list[int], answers: Any) -> No
     device = torch.device("cuda:0")
     torch.cuda.set_device(device)
     tp = start(rank, ranks, device, f"tcp://127.0.0.1:{port}", timeout_s=120)
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), "rows": []}
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), "rows": [], "products": []}
     peers = share(tp, max(COPY_BYTES, *(all_reduce.memory(ranks, dim) for dim in dims)), device)
     if peers is None:
         if rank == 0:
@@ -86,6 +96,9 @@ def _rank(rank: int, ranks: int, port: int, dims: list[int], answers: Any) -> No
         figures["rows"] += [
             _measure(tp, peers, rows, dim, figures["link_gb"]) for rows in ROWS if rows <= most_rows(ranks, dim)
         ]
+    del peers
+    if ranks == 2:
+        figures["products"] = [_measure_product(tp, *product, device) for product in PRODUCTS]
     if rank == 0:
         answers.put(figures)
     tp.barrier()
@@ -101,22 +114,78 @@ def _measure(tp: TPGroup, peers: PeerMemory, rows: int, dim: int, link_gb: float
     total = tp.all_reduce(part.float())
     want = torch.nn.functional.rms_norm(total + stream.float(), (dim,), eps=1e-5)
 
-    def ours() -> torch.Tensor:
-        return all_reduce.sum_ranks(part, peers, stream, weight, 1e-5)
+    def ours(few: bool) -> torch.Tensor:
+        return all_reduce.sum_ranks(part, peers, stream, weight, 1e-5, few)
 
     def nccl_and_norm() -> torch.Tensor:
         return add_rms_norm(tp.all_reduce(part), stream, weight, 1e-5)[0]
 
-    got = ours().float()
+    kinds = {"words": True, "flags": False} if rows <= all_reduce.FEW_ROWS else {"flags": False}
+    begun, errors = stream.clone(), []
+    for few in kinds.values():
+        stream.copy_(begun)
+        errors.append(_error(ours(few), want))
     return {
         "rows": rows,
         "dim": dim,
-        "error": float((got - want).norm() / want.norm()),
-        "ours": _time(ours, tp),
+        "error": max(errors),
+        **{name: _time(partial(ours, few), tp) for name, few in kinds.items()},
         "nccl_norm": _time(nccl_and_norm, tp),
         "nccl": _time(partial(tp.all_reduce, part), tp),
         "link": (peers.size - 1) * part.nbytes / link_gb / 1e3,
     }
+
+
+def _error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.float() - want).norm() / want.norm())
+
+
+def _measure_product(tp: TPGroup, rows: int, inputs: int, dim: int, device: torch.device) -> dict[str, Any]:
+    """This rank's part of a product, then sum and norm: one after the other, and with the sum on its way meanwhile."""
+    x = torch.randn(rows, inputs // 2, device=device).bfloat16() / inputs**0.5
+    matrix = torch.randn(dim, inputs // 2, device=device).bfloat16()
+    begun = torch.randn(rows, dim, device=device).bfloat16()
+    tp.broadcast(begun)
+    weight = torch.ones(dim, device=device, dtype=torch.bfloat16)
+    peers = share(tp, sent_sums.memory(rows, dim), device)
+    assert peers is not None
+    sums = sent_sums.SentSums(peers, peers.opened[1 - tp.rank], rows, dim, torch.bfloat16)
+    stream = begun.clone()
+
+    def nccl_and_norm() -> torch.Tensor:
+        return add_rms_norm(tp.all_reduce(x @ matrix.t()), stream, weight, 1e-5)[0]
+
+    def product(begin: int, end: int, out: torch.Tensor) -> None:
+        torch.mm(x[begin:end], matrix.t(), out=out)
+
+    def sent() -> torch.Tensor:
+        return sums.begin(rows, dim, torch.bfloat16, product).add_rms_norm(stream, weight, 1e-5)
+
+    want = nccl_and_norm().float()
+    stream.copy_(begun)
+    figures: dict[str, Any] = {"rows": rows, "inputs": inputs, "dim": dim, "error": _error(sent(), want), "sent": {}}
+    figures["product"] = _time_eager(lambda: x @ matrix.t(), tp)
+    figures["nccl_norm"] = _time_eager(nccl_and_norm, tp)
+    usual = sent_sums.PIECE
+    for sent_sums.PIECE in PIECES:
+        figures["sent"][sent_sums.PIECE] = _time_eager(sent, tp)
+    sent_sums.PIECE = usual
+    return figures
+
+
+def _time_eager(call: Callable[[], Any], tp: TPGroup, calls: int = 20) -> float:
+    """Microseconds a call, of the best of five rows of calls: long enough for the host to be ahead."""
+    took = []
+    for _ in range(5):
+        tp.barrier()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        took.append(begin.elapsed_time(end) * 1e3 / calls)
+    return min(took)
 
 
 def _time(call: Callable[[], Any], tp: TPGroup) -> float:

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--attention-table", type=Path, help="with backends: write the times to this file of raysgl/kernels/attention_tables"
     )
-    parser.add_argument("--dependent-launch", action="store_true", help="with --tune: launch with PDL, and say so in the table")
+    parser.add_argument("--dependent-launch", action="store_true", help="launch with PDL")
     parser.add_argument("--tp-size", type=int, default=1, help="sizes of one of so many ranks")
     parser.add_argument("--model", choices=MODELS, default="8b", help="Llama 3's sizes")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, once")
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "figures": bench.figures}, indent=1))
     if options.table:
         before = options.table.read_text() if options.table.is_file() else None
-        options.table.write_text(table_text(bench, options.dependent_launch, before))
+        options.table.write_text(table_text(bench, before))
     if options.attention_table:
         options.attention_table.write_text(attention_table(bench))
     return 1 if bench.failed else 0

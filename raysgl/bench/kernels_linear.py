@@ -126,8 +126,9 @@ def tune_linears(bench: Bench) -> None:
             bench.figures.append(figure)
 
 
-def table_text(bench: Bench, dependent_launch: bool, before: str | None = None) -> str:
+def table_text(bench: Bench, before: str | None = None) -> str:
     """A file of `raysgl.kernels.linear_table`, of what `tune_linears` found, and of other shapes in the file as it was before."""
+    dependent_launch = json.loads(before)["dependent_launch"] if before else {}
     tuned = {(tokens, *spec[:2], spec[3]) for spec in bench.sizes.linears.values() for tokens in bench.sizes.tuned}
     kept = [product for product in json.loads(before)["products"] if tuple(product[:4]) not in tuned] if before else []
     found = [figure["product"] for figure in bench.figures if "product" in figure]

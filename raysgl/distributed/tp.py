@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 class TPGroup:
     """Rank `rank` of `size`. Collectives must be called by all ranks in the same order.
 
-    peers: memory that all ranks see, where there is such (`raysgl.distributed.share`).
+    peers: memory that all ranks see, where there is such (`raysgl.distributed.share`), for sums. winners: the same, for argmax.
+    sent: a `raysgl.kernels.sent_sums.SentSums`, for large sums of two ranks that see each other's memory.
     """
 
     rank: int = 0
     size: int = 1
     peers: PeerMemory | None = None
+    winners: PeerMemory | None = None
+    sent: Any = None
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place (the tensor must be contiguous); returns it."""

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ import torch
 from raysgl.engine.slots import Slots
 from raysgl.kernels.attention import AttentionBackend, GraphAttention, HostPlanned
 from raysgl.kernels.batch import ForwardBatch
+from raysgl.kernels.decode_rows import decode_rows
 
 if TYPE_CHECKING:
     from raysgl.kernels.triton.backend import TritonBackend
@@ -67,10 +69,16 @@ def capture(step: Callable[[], T], pool, device: torch.device) -> tuple[torch.cu
     return graph, left, graph.pool()
 
 
+def _dependent_launch() -> AbstractContextManager:
+    from raysgl.kernels.triton import runtime
+
+    return runtime.dependent_launch()
+
+
 class DecodeGraphs:
     """All graphs of one rank; they share one memory pool, so replays must follow one another in one stream.
 
-    attention: rows of a graph -> its backend.
+    attention: rows of a graph -> its backend. dependent_rows: graphs of up to so many are made with dependent launch.
     """
 
     def __init__(
@@ -81,10 +89,13 @@ class DecodeGraphs:
         slots: Slots,
         max_rows: int,
         max_length: int,
+        dependent_rows: int = 0,
     ):
         self._model, self._attention, self._cascade, self._slots = model, attention, cascade, slots
-        self._max_rows, self._max_length = max_rows, max_length
+        self._max_rows, self._max_length, self._dependent_rows = max_rows, max_length, dependent_rows
         self._device = slots.last_token_N.device
+        self._table_BW = torch.zeros(max_rows, slots.width, dtype=torch.int32, device=self._device)
+        self._ones_B = torch.ones(max_rows, dtype=torch.int32, device=self._device)
         self._graphs: dict[bool, dict[int, Graph]] = {False: {}, True: {}}
         self._wanted: Counter[tuple[int, bool]] = Counter()
         self.pool = None
@@ -147,23 +158,24 @@ class DecodeGraphs:
         if isinstance(attention, HostPlanned):
             attention = planned = attention.for_graph(size)
             planned.prepare(np.ones(size, dtype=np.int64))
-        graph, (part, tokens), self.pool = capture(lambda: self._step(inputs, attention), self.pool, self._device)
+        with _dependent_launch() if size <= self._dependent_rows else nullcontext():
+            graph, (part, tokens), self.pool = capture(lambda: self._step(inputs, attention), self.pool, self._device)
         self._graphs[cascade][size] = Graph(graph, inputs, part, tokens, planned)
 
     def _step(self, inputs_CB: torch.Tensor, attention: AttentionBackend) -> tuple[torch.Tensor, torch.Tensor]:
         slots_B, positions_B = inputs_CB[0], inputs_CB[1]
         size, rows = self._slots.page_size, inputs_CB.shape[1]
-        table_BP = self._slots.page_table_NW.index_select(0, slots_B)
-        page_B = table_BP.gather(1, (positions_B // size).unsqueeze(1)).squeeze(1)
+        last_token_N, page_table_NW, table_BW = self._slots.last_token_N, self._slots.page_table_NW, self._table_BW[:rows]
+        read = decode_rows(slots_B, positions_B, last_token_N, page_table_NW, size, table_BW)
         batch = ForwardBatch(
-            token_ids_T=self._slots.last_token_N.index_select(0, slots_B),
+            token_ids_T=read.token_ids_B,
             positions_T=positions_B,
-            write_slots_T=page_B.long() * size + positions_B % size,
-            page_table_SP=table_BP,
+            write_slots_T=read.write_slots_B,
+            page_table_SP=table_BW,
             query_lens=[1] * rows,
             kv_lens=[self._max_length] * rows,
-            query_lens_S=torch.ones(rows, dtype=torch.int32, device=self._device),
-            kv_lens_S=(positions_B + 1).int(),
+            query_lens_S=self._ones_B[:rows],
+            kv_lens_S=read.kv_lens_B,
             num_decode=rows,
             logits_L=slots_B,
             page_size=size,

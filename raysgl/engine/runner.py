@@ -23,9 +23,11 @@ from raysgl.engine.mixed_graphs import MixedGraphs
 from raysgl.engine.pending import LaunchedStep, StepOutputs
 from raysgl.engine.plan import SlotInit, StepPlan, ints
 from raysgl.engine.slots import Slots
+from raysgl.kernels import linear_table, sent_sums
 from raysgl.kernels.attention import FP8, HostPlanned, KVCache, StepAttention, create_attention, create_backend, page_bytes
 from raysgl.kernels.batch import ForwardBatch
 from raysgl.kernels.fused import triton_kernels
+from raysgl.kernels.sent_sums import SentSums
 from raysgl.messages import pack_ids
 from raysgl.models import Checkpoint
 from raysgl.models.checkpoint import Progress
@@ -95,9 +97,16 @@ class ModelRunner(Launching):
             return create_attention(prefill, decode, cache, hf.num_heads // tp.size, hf.windows)
 
         if tp.size > 1 and not config.disable_custom_all_reduce and triton_kernels(self.device, dtype):
-            from raysgl.kernels.triton import all_reduce
+            from raysgl.kernels.triton import all_reduce, argmax
 
             tp.peers = share(tp, all_reduce.memory(tp.size, hf.hidden_size), self.device)
+            if tp.peers is not None:
+                tp.winners = share(tp, argmax.memory(tp.size), self.device)
+            if tp.peers is not None and tp.size == 2:
+                rows = min(limits.step_tokens or limits.context_length, sent_sums.MOST_ROWS)
+                large = share(tp, sent_sums.memory(rows, hf.hidden_size), self.device)
+                assert large is not None, "ranks that could see each other's memory cannot any more"
+                tp.sent = SentSums(large, large.opened[1 - rank], rows, hf.hidden_size, dtype)
         weights = memory.weight_bytes(self._model)
         activations = graphs = 0
         if self.device.type == "cuda":
@@ -149,7 +158,13 @@ class ModelRunner(Launching):
             if limits.group_prefixes and set(hf.windows) == {None}:
                 cascade = create_backend("triton", self._cache, hf.num_heads // tp.size)
             self._graphs = DecodeGraphs(
-                self._model, self._attention.decode_for, cascade, self._slots, limits.max_running, limits.context_length
+                self._model,
+                self._attention.decode_for,
+                cascade,
+                self._slots,
+                limits.max_running,
+                limits.context_length,
+                linear_table.dependent_rows(self.device, dtype, tp.size),
             )
             if not small.capturable:
                 small = create_backend("triton", self._cache, hf.num_heads // tp.size, hf.windows)

@@ -2,8 +2,8 @@
 
 A table is a file `linear_tables/<device name>.json`, written by `python -m raysgl.bench.kernels linears --tune --table FILE`:
 "products" are the shapes where Triton won, [tokens, rows of the weight, inputs, SiLU-mul after it, kind, numbers of its config];
-"dependent_launch": whether kernels are launched with PDL (`raysgl.kernels.triton.runtime`). Where there is no file, and for
-shapes that are not in it, cuBLAS does the work.
+"dependent_launch": tensor-parallel ranks -> the most rows of a decode step whose kernels are launched with PDL
+(`raysgl.kernels.triton.runtime`), where that was faster. Where there is no file, and for shapes that are not in it, cuBLAS does the work.
 """
 
 from __future__ import annotations
@@ -45,33 +45,37 @@ def file_name(device_name: str) -> str:
 
 
 @cache
+def _text(device: torch.device, dtype: torch.dtype) -> str:
+    """This device's file; of nothing where nothing was measured."""
+    if triton_kernels(device, dtype) is not None:
+        path = FOLDER / file_name(torch.cuda.get_device_name(device))
+        if path.is_file():
+            return path.read_text()
+    return '{"dependent_launch": {}, "products": []}'
+
+
+@cache
 def table(device: torch.device, dtype: torch.dtype) -> dict[Shape, Config]:
     """The measured winners on this device; empty where nothing was measured."""
-    if triton_kernels(device, dtype) is None:
-        return {}
-    path = FOLDER / file_name(torch.cuda.get_device_name(device))
-    if not path.is_file():
-        return {}
-    from raysgl.kernels.triton import runtime
-
-    text = path.read_text()
-    found = parse(text)
-    if json.loads(text)["dependent_launch"]:
-        runtime.enable_pdl(True)
-    log.info("linear layers: %d shapes in Triton, from %s", len(found), path.name)
+    if found := parse(_text(device, dtype)):
+        log.info("linear layers: %d shapes in Triton", len(found))
     return found
+
+
+def dependent_rows(device: torch.device, dtype: torch.dtype, ranks: int) -> int:
+    """The most rows of a decode step that is faster with dependent launch on so many ranks; 0: none is."""
+    return json.loads(_text(device, dtype))["dependent_launch"].get(str(ranks), 0)
 
 
 def parse(text: str) -> dict[Shape, Config]:
     """A table file's products."""
+    if not (products := json.loads(text)["products"]):
+        return {}
     from raysgl.kernels.triton.gemv import GemvConfig
     from raysgl.kernels.triton.skinny import SkinnyConfig
 
     kinds = {"gemv": GemvConfig, "skinny": SkinnyConfig}
-    return {
-        Shape(tokens, rows, inputs, silu): kinds[kind](*numbers)
-        for tokens, rows, inputs, silu, kind, numbers in json.loads(text)["products"]
-    }
+    return {Shape(tokens, rows, inputs, silu): kinds[kind](*numbers) for tokens, rows, inputs, silu, kind, numbers in products}
 
 
 def find(x_TI: torch.Tensor, weight_OI: torch.Tensor, silu: bool = False) -> Config | None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-MOST_SENT = 2**21
+MOST_SENT = 2**23
 """Elements that a rank sends. More are NCCL's, which splits the addition among the ranks: of two H100s, 256 rows of 4096 take it 30 us with
 the norm, and 17 us here (`python -m raysgl.bench.all_reduce`)."""
 

@@ -13,10 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from raysgl.distributed import TPGroup
-from raysgl.kernels.argmax import argmax
+from raysgl.kernels.argmax import MOST_ROWS, argmax, argmax_of_ranks
+from raysgl.kernels.embedding import embed_part
 from raysgl.kernels.linear import folded_linear
 from raysgl.kernels.norm import add_rms_norm, rms_norm
-from raysgl.kernels.sum_ranks import sum_ranks, takes
+from raysgl.kernels.sent_sums import SentPart
+from raysgl.kernels.sum_ranks import most_rows, sum_ranks, takes
+
+Part = torch.Tensor | SentPart
+"""What a rank adds to a sum over all: the part itself, or one on its way to the other rank."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,25 @@ class RowLinear(nn.Module):
         self.weight = build.parameter(out_features, in_features // build.tp.size)
         self.bias = build.parameter(out_features) if bias else None
 
-    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_TI: torch.Tensor) -> Part:
         """This rank's part: `RMSNorm.after_sum` takes it."""
         # The bias must enter the sum once.
-        return folded_linear(x_TI, self.weight, bias_O=self.bias if self.tp.rank == 0 else None)
+        bias_O = self.bias if self.tp.rank == 0 else None
+        if not self._sends(len(x_TI)):
+            return folded_linear(x_TI, self.weight, bias_O=bias_O)
+
+        def product(begin: int, end: int, out_TO: torch.Tensor) -> None:
+            torch.mm(x_TI[begin:end], self.weight.t(), out=out_TO)
+            if bias_O is not None:
+                out_TO.add_(bias_O)
+
+        return self.tp.sent.begin(len(x_TI), len(self.weight), x_TI.dtype, product)
+
+    def _sends(self, rows: int) -> bool:
+        """Whether the sum is long enough to be hidden. Not where a graph is made: sums are counted on the host."""
+        if self.tp.sent is None or not most_rows(2, len(self.weight)) < rows <= self.tp.sent.rows:
+            return False
+        return not (self.weight.is_cuda and torch.cuda.is_current_stream_capturing())
 
     def folded(self, x_TI: torch.Tensor, stream_TD: torch.Tensor) -> None:
         """Add the result to the stream. Of one rank alone."""
@@ -145,10 +165,7 @@ class VocabEmbedding(nn.Module):
     def forward(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         if self.tp.size == 1:
             return F.embedding(token_ids_T, self.weight)
-        local_T = token_ids_T - self.first
-        foreign_T = (local_T < 0) | (local_T >= self.rows)
-        out_TD = F.embedding(local_T.masked_fill(foreign_T, 0), self.weight)
-        out_TD.masked_fill_(foreign_T.unsqueeze(1), 0)
+        out_TD = embed_part(token_ids_T, self.weight, self.first)
         return sum_ranks(out_TD, self.tp.peers) if takes(out_TD, self.tp.peers) else self.tp.all_reduce(out_TD)
 
     def logits_part(self, hidden_LD: torch.Tensor) -> torch.Tensor:
@@ -163,10 +180,13 @@ class VocabEmbedding(nn.Module):
         """Of what the ranks have from `logits_part`, without joining it: int64 [L] on every rank."""
         if self.tp.size == 1:
             return argmax(part_LV)
-        own_LV = part_LV[:, : max(1, min(self.rows, self.vocab_size - self.first))]
+        own = max(0, min(self.rows, self.vocab_size - self.first))
+        if self.tp.winners is not None and len(part_LV) <= MOST_ROWS:
+            return argmax_of_ranks(part_LV[:, :own], self.first, self.tp.winners)
+        own_LV = part_LV[:, : max(1, own)]
         token_L1 = argmax(own_LV).unsqueeze(1)
         best_L1 = own_LV.gather(1, token_L1).float()
-        if self.first >= self.vocab_size:
+        if not own:
             best_L1.fill_(float("-inf"))
         # float32 has all integers up to 2^24, more than any vocabulary.
         said_LR2 = self.tp.all_gather(torch.cat((best_L1, (token_L1 + self.first).float()), 1)).view(-1, self.tp.size, 2)
@@ -192,8 +212,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps)
 
-    def after_sum(self, part_TD: torch.Tensor, residual_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def after_sum(self, part_TD: Part, residual_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the sum of all ranks' parts to the residual in place; returns (that normalised, that). All ranks must take part."""
+        if isinstance(part_TD, SentPart):
+            return part_TD.add_rms_norm(residual_TD, self.weight, self.eps), residual_TD
         if takes(part_TD, self.tp.peers):
             return sum_ranks(part_TD, self.tp.peers, residual_TD, self.weight, self.eps), residual_TD
         return add_rms_norm(self.tp.all_reduce(part_TD), residual_TD, self.weight, self.eps)

@@ -13,7 +13,7 @@ from tests.engine.hand import Hand, Seq
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, logprobs=True, top_logprobs=2, prompt_logprobs=1)
 
 
-def run_plans(rank: int, size: int, port: int, settings: dict, device: str, answers) -> None:
+def run_plans(rank: int, size: int, port: int, settings: dict, device: str, answers, most_sent: int | None = None) -> None:
     import os
 
     os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)  # as Ray does
@@ -23,8 +23,11 @@ def run_plans(rank: int, size: int, port: int, settings: dict, device: str, answ
     from raysgl import distributed, models
     from raysgl.config import EngineConfig
     from raysgl.engine.runner import ModelRunner
+    from raysgl.kernels import sent_sums, sum_ranks
     from raysgl.sampling.token_masks import TokenMasks
 
+    if most_sent is not None:
+        sum_ranks.MOST_SENT = sent_sums.PIECE = most_sent
     config = EngineConfig(
         tp_size=size, page_size=4, max_running_requests=4, cpu_threads=1, context_length=100, max_total_tokens=400, **settings
     )
@@ -51,13 +54,15 @@ def run_plans(rank: int, size: int, port: int, settings: dict, device: str, answ
     group.close()
 
 
-def answers_of(size: int, settings: dict, device: str = "cpu") -> list[tuple]:
+def answers_of(size: int, settings: dict, device: str = "cpu", most_sent: int | None = None) -> list[tuple]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     context = mp.get_context("spawn")
     answers = context.Queue()
-    workers = [context.Process(target=run_plans, args=(rank, size, port, settings, device, answers)) for rank in range(size)]
+    workers = [
+        context.Process(target=run_plans, args=(rank, size, port, settings, device, answers, most_sent)) for rank in range(size)
+    ]
     for worker in workers:
         worker.start()
     try:
@@ -82,9 +87,16 @@ def test_two_ranks_give_what_one_gives(tiny_checkpoint):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("custom", [True, False])
-def test_two_gpus_give_what_one_gives(tiny_checkpoint, dtype, custom):
+@pytest.mark.parametrize(
+    ("dtype", "custom", "most_sent"),
+    [
+        ("float32", True, None),
+        ("float16", True, None),
+        ("float16", False, None),
+        pytest.param("float16", True, 128, id="copy engines"),  # two rows of 64 in a piece, and in sums of any other kind
+    ],
+)
+def test_two_gpus_give_what_one_gives(tiny_checkpoint, dtype, custom, most_sent):
     """float16: with CUDA graphs, and sums through shared memory or NCCL's in them."""
     import torch
 
@@ -92,9 +104,10 @@ def test_two_gpus_give_what_one_gives(tiny_checkpoint, dtype, custom):
         pytest.skip("needs two GPUs")
     folder = tiny_checkpoint("llama", initializer_range=0.2)
     settings = {"model_path": str(folder), "dtype": dtype, "disable_custom_all_reduce": not custom}
+    settings["disable_cuda_graph"] = most_sent is not None
     (alone,) = answers_of(1, settings, "cuda")
-    first, second = answers_of(2, settings, "cuda")
-    assert first[5] == second[5] == ((True, custom) if dtype == "float16" else (False, False))
+    first, second = answers_of(2, settings, "cuda", most_sent)
+    assert first[5] == second[5] == ((most_sent is None, custom) if dtype == "float16" else (False, False))
     assert first[2] == second[2] == (first[1][-1][0], first[1][-1][1])
     # What is drawn with noise may be another token after another rounding; the last row is greedy.
     assert [row[-1] for row in first[1][2:]] == [row[-1] for row in alone[1][2:]]

@@ -50,7 +50,7 @@ def test_both_ways_are_the_composition(monkeypatch, config, tokens, bias):
 def test_a_table_file_is_read_and_other_shapes_are_left_alone(monkeypatch):
     text = json.dumps(
         {
-            "dependent_launch": False,
+            "dependent_launch": {},
             "products": [[1, 48, 64, True, "gemv", [8, 512, 4, 4]], [16, 48, 64, False, "skinny", [64, 128, 2, 4, 3]]],
         }
     )

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 LIBRARY = "_vllm_fa3_C.abi3.so"
 MAX_SPLITS = 32
 """A row's keys are split over at most so many blocks; the kernel's own scheduler chooses for each row."""
+MOST_DECODE_ROWS = 4096
+"""Where the rows of a decode step begin need not be worked out for up to so many."""
 UNSPLIT_TOKENS = 1024
 """A step of so many tokens fills the GPU with unsplit rows; splitting would cost memory for 32 partial results, and a merge."""
 
@@ -77,6 +79,7 @@ class FlashAttnBackend:
         self.cache = cache
         self.spared_sms = 0
         self._num_heads = num_heads
+        self._one_each = torch.arange(MOST_DECODE_ROWS + 1, dtype=torch.int32, device=cache.device)
         self._keys = [layer[0] for layer in cache.data]
         self._values = [layer[1] for layer in cache.data]
         self._kinds = {(window, False) for window in windows}
@@ -88,8 +91,11 @@ class FlashAttnBackend:
         self._page_table_SP = batch.page_table_SP
         self._kv_lens_S = batch.kv_lens_S
         rows = len(batch.query_lens)
-        self._starts_S = torch.zeros(rows + 1, dtype=torch.int32, device=self.cache.device)
-        torch.cumsum(batch.query_lens_S, 0, dtype=torch.int32, out=self._starts_S[1:])
+        if batch.num_decode == rows < len(self._one_each):
+            self._starts_S = self._one_each[: rows + 1]
+        else:
+            self._starts_S = torch.zeros(rows + 1, dtype=torch.int32, device=self.cache.device)
+            torch.cumsum(batch.query_lens_S, 0, dtype=torch.int32, out=self._starts_S[1:])
         self._max_query = max(batch.query_lens)
         self._max_kv = max(batch.kv_lens)
         self._splits = 1 if len(batch.token_ids_T) >= UNSPLIT_TOKENS else MAX_SPLITS

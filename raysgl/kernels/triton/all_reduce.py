@@ -1,12 +1,16 @@
 """The sum over tensor-parallel ranks with what follows it, the residual addition and RMSNorm, in one launch.
 
-Each rank writes its part into the other ranks' memory, the number of the call beside each word in one 8-byte store. Who reads until all
-numbers are right has the data: no flags, no fences, one way over the link (as in NCCL's LL protocol). Every rank adds up all of it, in the
-order of ranks, so all get the same bits. The variant in which a rank tells the others by a flag and they read from its memory, half
-the bytes, was 1.4 to 2.2 times slower on two H100s at every size.
+Every rank writes its part into the other ranks' memory, one way over the link, and adds up all of it in the order of ranks, so all get the
+same bits. How a rank knows that a part has arrived depends on how many rows there are:
+
+- few: the number of the call stands beside each word, in one 8-byte store. Who reads until all numbers are right has the data: no flags, no
+  fences (as in NCCL's LL protocol), but twice the bytes.
+- many: the bare words, and behind them, released at system scope, one flag for each program. (A flag behind which the others read from
+  the rank's own memory, two ways over the link, was 1.4 to 2.2 times slower than the first on two H100s at every size.)
 
 A row's place in memory belongs to one program (row % programs), which counts its calls and alternates between two such
-places. When a program is at its call n + 2, the other ranks have begun theirs of n + 1, so nobody still reads what it wrote at n.
+places. When a program is at its call n + 2, the other ranks have begun theirs of n + 1, so nobody still reads what it wrote at n. Both
+kinds have their own memory and counters.
 
 Reference: `raysgl.distributed.TPGroup.all_reduce` and `raysgl.kernels.norm.add_rms_norm`. Legend: `raysgl.kernels.batch`; a word is two
 elements of a half type.
@@ -24,8 +28,14 @@ from raysgl.kernels.triton.runtime import INTERPRETED, launch_options
 
 PROGRAMS = 2 if INTERPRETED else 128
 """They wait for each other, so all must run at once: fewer than an H100 has SMs."""
+FEW_ROWS = 4 if INTERPRETED else 64
+"""Up to so many, the number of the call travels with each word."""
 DATA = 1024
-"""Where a rank's data begins in its memory, behind the programs' counters of calls."""
+"""Where a rank's words of few rows begin in its memory, behind the programs' counters of calls."""
+PUSHING = 2 if INTERPRETED else 256
+"""Programs for many rows, two on an SM: one waits for memory while the other computes."""
+FLAGS = 4 * PUSHING
+"""Bytes from the counters of these programs to the flags of all ranks, [RANKS, PUSHING]."""
 
 
 @triton.jit
@@ -83,8 +93,8 @@ def _sum_kernel(
         at = ((half + RANK).to(tl.int64) * most_rows + row) * words
         for other in tl.static_range(1, RANKS):
             peer = (tl.load(peers_ptr + (RANK + other) % RANKS) + DATA).to(tl.pointer_type(tl.int64))
-            tl.store(peer + at + w, packed, mask=inside)
-    own = (tl.load(peers_ptr + RANK) + DATA).to(tl.pointer_type(tl.int64))
+            tl.store(tl.multiple_of(peer, 16) + at + w, packed, mask=inside)
+    own = tl.multiple_of((tl.load(peers_ptr + RANK) + DATA).to(tl.pointer_type(tl.int64)), 16)
     for row in range(program, rows, programs):
         low = tl.zeros([BLOCK_W], tl.float32)
         high = tl.zeros([BLOCK_W], tl.float32)
@@ -105,9 +115,64 @@ def _sum_kernel(
     tl.store(calls_ptr + program, call)
 
 
+@triton.jit
+def _push_kernel(
+    x_ptr, residual_ptr, weight_ptr, out_ptr, peers_ptr, rows, words, most_rows, start, eps,
+    RANK: tl.constexpr, RANKS: tl.constexpr, PUSHING: tl.constexpr, BLOCK_W: tl.constexpr, DTYPE: tl.constexpr,
+    ADD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """start: where this kind's memory begins: counters, flags, words."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    mine = tl.load(peers_ptr + RANK) + start
+    calls = mine.to(tl.pointer_type(tl.int32)) + program
+    call = tl.load(calls) + 1
+    half = (call & 1) * RANKS
+    w = tl.arange(0, BLOCK_W)
+    inside = w < words
+    for row in range(program, rows, programs):
+        part = tl.load(x_ptr + row * words + w, mask=inside, other=0)
+        at = ((half + RANK).to(tl.int64) * most_rows + row) * words
+        for other in tl.static_range(1, RANKS):
+            peer = tl.load(peers_ptr + (RANK + other) % RANKS) + start + (RANKS + 1) * PUSHING * 4
+            tl.store(tl.multiple_of(peer.to(tl.pointer_type(tl.int32)), 16) + at + w, part, mask=inside)
+    tl.debug_barrier()
+    for other in tl.static_range(1, RANKS):
+        flags = tl.load(peers_ptr + (RANK + other) % RANKS) + start + PUSHING * 4
+        tl.atomic_xchg(flags.to(tl.pointer_type(tl.int32)) + RANK * PUSHING + program, call, sem="release", scope="sys")
+    for other in tl.static_range(1, RANKS):
+        flag = (mine + PUSHING * 4).to(tl.pointer_type(tl.int32)) + ((RANK + other) % RANKS) * PUSHING + program
+        # A rank that needs nothing more of this call may be at the next one already.
+        seen = tl.atomic_add(flag, 0, sem="acquire", scope="sys")
+        while seen - call < 0:
+            seen = tl.atomic_add(flag, 0, sem="acquire", scope="sys")
+    tl.debug_barrier()
+    own = tl.multiple_of((mine + (RANKS + 1) * PUSHING * 4).to(tl.pointer_type(tl.int32)), 16)
+    for row in range(program, rows, programs):
+        low = tl.zeros([BLOCK_W], tl.float32)
+        high = tl.zeros([BLOCK_W], tl.float32)
+        for rank in tl.static_range(RANKS):
+            if rank == RANK:
+                part = tl.load(x_ptr + row * words + w, mask=inside, other=0)
+            else:
+                at = ((half + rank).to(tl.int64) * most_rows + row) * words
+                part = tl.load(own + at + w, mask=inside, other=0, volatile=True)
+            low += _low(part, DTYPE)
+            high += _high(part, DTYPE)
+        _finish(low, high, residual_ptr, weight_ptr, out_ptr, row, w, inside, words, eps, DTYPE, ADD)
+    tl.store(calls, call)
+
+
+def _start_of_many(ranks: int, dim: int) -> int:
+    """Where the memory of many rows begins, behind that of few."""
+    return DATA + 2 * ranks * FEW_ROWS * dim * 4
+
+
 def memory(ranks: int, dim: int) -> int:
     """Bytes of every rank that calls with rows of `dim` elements need."""
-    return DATA + 2 * ranks * most_rows(ranks, dim) * dim * 4
+    return _start_of_many(ranks, dim) + (ranks + 1) * FLAGS + 2 * ranks * most_rows(ranks, dim) * dim * 2
 
 
 def sum_ranks(
@@ -116,11 +181,12 @@ def sum_ranks(
     residual_TD: torch.Tensor | None = None,
     weight_D: torch.Tensor | None = None,
     eps: float = 0.0,
+    few: bool | None = None,
 ) -> torch.Tensor:
     """The sum of all ranks' parts. With residual_TD: it receives the sum, and its RMSNorm by weight_D is returned.
 
     Up to `most_rows` contiguous rows of a half type with an even number of elements. All ranks call with the same shape, in the same
-    order; a group calls with one `dim` only.
+    order; a group calls with one `dim` only. few: for measurements: as few rows, up to FEW_ROWS, or as many.
     """
     rows, dim = part_TD.shape
     most = most_rows(peers.size, dim)
@@ -132,11 +198,23 @@ def sum_ranks(
     x, out = part_TD.view(torch.int32), out_TD.view(torch.int32)
     residual = x if residual_TD is None else residual_TD.view(torch.int32)
     weight = x if weight_D is None else weight_D.view(torch.int32)
-    if rows:
+    options = {
+        "RANK": peers.rank,
+        "RANKS": peers.size,
+        "BLOCK_W": triton.next_power_of_2(dim // 2),
+        "ADD": residual_TD is not None,
+        "DTYPE": tl.bfloat16 if part_TD.dtype == torch.bfloat16 else tl.float16,
+        "num_warps": 8,
+        **launch_options(),
+    }
+    if rows and (rows <= FEW_ROWS if few is None else few):
         _sum_kernel[(min(rows, PROGRAMS),)](
-            x, residual, weight, out, peers.addresses, peers.own.view(torch.int32), rows, dim // 2, most, eps,
-            RANK=peers.rank, RANKS=peers.size, DATA=DATA, BLOCK_W=triton.next_power_of_2(dim // 2), ADD=residual_TD is not None,
-            DTYPE=tl.bfloat16 if part_TD.dtype == torch.bfloat16 else tl.float16, num_warps=8,
-            **launch_options(),
+            x, residual, weight, out, peers.addresses, peers.own.view(torch.int32), rows, dim // 2, FEW_ROWS, eps,
+            DATA=DATA, **options,
+        )  # fmt: skip
+    elif rows:
+        _push_kernel[(min(rows, PUSHING),)](
+            x, residual, weight, out, peers.addresses, rows, dim // 2, most, _start_of_many(peers.size, dim), eps,
+            PUSHING=PUSHING, **options,
         )  # fmt: skip
     return out_TD

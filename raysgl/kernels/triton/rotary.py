@@ -17,10 +17,31 @@ BLOCK_HEADS = 8
 """Heads per program: 1,024 elements at head dim 128, 8 bytes a thread and half."""
 
 
+@triton.jit
+def _rotary_table_kernel(
+    positions_ptr, inv_freq_ptr, out_ptr, scale, H2: tl.constexpr, BLOCK_H2: tl.constexpr, PDL: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    h = tl.arange(0, BLOCK_H2)
+    inv_freq = tl.load(inv_freq_ptr + h, mask=h < H2, other=0.0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    angle = tl.load(positions_ptr + row).to(tl.float32) * inv_freq
+    tl.store(out_ptr + row * 2 * H2 + h, tl.cos(angle) * scale, mask=h < H2)
+    tl.store(out_ptr + row * 2 * H2 + H2 + h, tl.sin(angle) * scale, mask=h < H2)
+
+
 def rotary_table(positions: torch.Tensor, inv_freq_H2: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """cos and sin side by side, float32 [positions, H]: of a range of positions once, or of a step's tokens once a step."""
-    angles = positions.unsqueeze(1).to(torch.float32) * inv_freq_H2
-    return torch.cat((angles.cos(), angles.sin()), -1) * scale
+    rows, half = len(positions), len(inv_freq_H2)
+    table = torch.empty((rows, 2 * half), dtype=torch.float32, device=positions.device)
+    if rows:
+        block = triton.next_power_of_2(half)
+        _rotary_table_kernel[(rows,)](
+            positions, inv_freq_H2, table, scale, H2=half, BLOCK_H2=block, num_warps=1 if block <= 64 else 2, **launch_options()
+        )
+    return table
 
 
 @triton.jit

@@ -7,6 +7,8 @@ and the first loads. Every kernel here waits before it touches anything that ano
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -30,6 +32,17 @@ def enable_pdl(enabled: bool) -> None:
     if enabled and (INTERPRETED or torch.cuda.get_device_capability()[0] < 9):
         raise RuntimeError("programmatic dependent launch needs a GPU of compute capability 9.0 or later")
     _pdl = enabled
+
+
+@contextmanager
+def dependent_launch() -> Iterator[None]:
+    """PDL for what is launched, or captured, inside."""
+    before = _pdl
+    enable_pdl(True)
+    try:
+        yield
+    finally:
+        enable_pdl(before)
 
 
 def launch_options() -> dict[str, Any]:

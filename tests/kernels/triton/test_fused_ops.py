@@ -7,10 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from raysgl.kernels import activation, norm, rotary
+from raysgl.kernels import activation, decode_rows, embedding, norm, rotary
 from raysgl.kernels.attention import KVCache
+from raysgl.kernels.triton import decode_rows as fused_decode_rows
 from raysgl.kernels.triton import runtime
 from raysgl.kernels.triton.activation import silu_mul
+from raysgl.kernels.triton.embedding import embed_part
 from raysgl.kernels.triton.norm import add_rms_norm, rms_norm
 from raysgl.kernels.triton.rotary import rotary_table, rotate_and_write
 from tests.kernels.triton.paged import assert_close
@@ -107,3 +109,40 @@ def test_rotate_and_write_into_8_bits(device):
     if runtime.INTERPRETED:  # which forgets to carry where rounding up reaches the next power of two
         near |= 2 * got == want
     assert near.all() and (got == want).float().mean() > 0.98
+
+
+def test_rotary_table_of_long_contexts(device):
+    positions = torch.tensor([0, 1, 77, 131071, 1048575], device=device)
+    inv_freq = 1.0 / 500000 ** (torch.arange(0, 96, 2, device=device) / 96)
+    angles = positions.float().unsqueeze(1) * inv_freq  # float32, as the models that were trained with it had them
+    want = torch.cat((angles.double().cos(), angles.double().sin()), -1) * 1.5
+    torch.testing.assert_close(rotary_table(positions, inv_freq, 1.5).double(), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embed_part(dtype, device):
+    ids, weight = torch.tensor([7, 19, 20, 0, 49, 50, 51], device=device), normal(30, 72, dtype=dtype, device=device)
+    want = torch.zeros(7, 72, dtype=dtype)
+    want[[2, 4]] = weight.cpu()[[0, 29]]
+    assert torch.equal(embed_part(ids, weight, 20).cpu(), want)
+    assert torch.equal(embedding.embed_part(ids.cpu(), weight.cpu(), 20), want)
+
+
+def test_decode_rows(device):
+    width, page_size = 1300, 4  # more pages than a program copies at a time
+    table = torch.randint(0, 10**6, (6, width), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    last = torch.tensor([11, 22, 33, 44, 55, 66])
+    slots, positions = torch.tensor([4, 0, 5, 2]), torch.tensor([0, 5199, 0, 2048])
+    pages = torch.full((4, width), -1, dtype=torch.int32)
+    want = decode_rows.decode_rows(slots, positions, last, table, page_size, pages)
+    assert want.token_ids_B.tolist() == [55, 11, 66, 33] and want.kv_lens_B.tolist() == [1, 5200, 1, 2049]
+    assert want.write_slots_B.tolist() == [
+        int(table[s, p // 4]) * 4 + p % 4 for s, p in zip([4, 0, 5, 2], [0, 5199, 0, 2048], strict=True)
+    ]
+    got_pages = torch.full((4, width), -1, dtype=torch.int32, device=device)
+    got = fused_decode_rows.decode_rows(*(x.to(device) for x in (slots, positions, last, table)), page_size, got_pages)
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == other.dtype and one.tolist() == other.tolist()
+    for row, position in enumerate(positions.tolist()):
+        used = position // page_size + 1
+        assert torch.equal(got_pages.cpu()[row, :used], pages[row, :used])

@@ -1,0 +1,98 @@
+"""Large sums over two ranks, hidden behind the matrix product that makes their parts.
+
+The product is cut by rows. While one piece is computed, a copy engine brings the one before it to the other rank: no SM is taken from the
+product, as NCCL's kernels would. (A product of persistent programs, one on each SM, ends as late as those of its programs that wait for
+NCCL's SMs.) What follows, residual addition and RMSNorm, adds up both parts. More than two ranks would send each part more than once.
+
+A rank that begins its call n + 2 has seen the other begin n + 1, so what was sent at n has been read: two places suffice.
+Legend: `raysgl.kernels.batch`; O output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from raysgl.kernels.sum_ranks import Peers
+
+PIECE = 2**23
+"""Elements of a piece: 2048 rows of 4096, 256 tiles of 128 x 256 of the product, nearly two for each SM of an H100."""
+MOST_ROWS = 16384
+"""Memory is kept for so many: 512 MiB of 8192 half-type elements each."""
+FLAGS = 1024
+"""Bytes of flags, one for each piece, in front of the two places."""
+
+
+def memory(rows: int, dim: int) -> int:
+    """Bytes of every rank, for sums of up to so many rows of a half type."""
+    return FLAGS + 2 * rows * dim * 2
+
+
+def pieces(rows: int, dim: int) -> list[tuple[int, int]]:
+    """Where each piece begins and ends. The last may have half as many rows again, or fewer."""
+    size = max(1, PIECE // dim)
+    starts = list(range(0, max(1, rows - size // 2), size))
+    return list(zip(starts, [*starts[1:], rows], strict=True))
+
+
+class SentSums:
+    """One rank's end of all such sums, of up to `rows` rows. All ranks make the same, in the same order, outside CUDA graphs."""
+
+    def __init__(self, peers: Peers, opened: torch.UntypedStorage, rows: int, dim: int, dtype: torch.dtype):
+        """opened: the other rank's memory, at least `memory(rows, dim)` bytes."""
+        self.rows = rows
+        self._peers, self._calls = peers, 0
+        device = peers.own.device
+        theirs = torch.empty(0, dtype=torch.uint8, device=device).set_(opened, 0, (len(peers.own),), (1,))
+        end = memory(rows, dim)
+        self._received, self._sent = (whole[FLAGS:end].view(dtype).view(2, rows, dim) for whole in (peers.own, theirs))
+        self._flags = peers.own[:FLAGS].view(torch.int32)
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+
+    def begin(self, rows: int, dim: int, dtype: torch.dtype, product: Callable[[int, int, torch.Tensor], None]) -> SentPart:
+        """product(begin, end, out_TO) computes these rows of this rank's part."""
+        from raysgl.kernels.triton import flags
+
+        self._calls += 1
+        part_TO = torch.empty((rows, dim), dtype=dtype, device=self._peers.own.device)
+        sent = SentPart(self, self._calls, part_TO)
+        for index, (begin, end) in enumerate(sent.pieces):
+            product(begin, end, part_TO[begin:end])
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream(part_TO.device))
+            with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+                self._sent[self._calls % 2, begin:end].copy_(part_TO[begin:end], non_blocking=True)
+                flags.tell(self._peers.addresses, 1 - self._peers.rank, index, self._calls)
+        return sent
+
+    def finish(self, sent: SentPart, residual_TO: torch.Tensor, weight_O: torch.Tensor, eps: float) -> torch.Tensor:
+        from raysgl.kernels.triton import flags, norm
+
+        out_TO = torch.empty_like(sent.part_TO)
+        for index, (begin, end) in enumerate(sent.pieces):
+            flags.wait(self._flags, index, sent.call)
+            rows, received_TO = slice(begin, end), self._received[sent.call % 2, begin:end]
+            norm.add_rms_norm(sent.part_TO[rows], residual_TO[rows], weight_O, eps, out_TO[rows], received_TO)
+        if self._stream is not None:  # the part may be read until then, and its memory given to others afterwards
+            torch.cuda.current_stream(out_TO.device).wait_stream(self._stream)
+        return out_TO
+
+
+@dataclass(frozen=True)
+class SentPart:
+    """This rank's part of a sum, on its way to the other rank."""
+
+    sums: SentSums
+    call: int
+    part_TO: torch.Tensor
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        return pieces(*self.part_TO.shape)
+
+    def add_rms_norm(self, residual_TO: torch.Tensor, weight_O: torch.Tensor, eps: float) -> torch.Tensor:
+        """Add the sum of both parts to the residual stream in place; returns that normalised."""
+        return self.sums.finish(self, residual_TO, weight_O, eps)
