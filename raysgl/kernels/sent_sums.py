@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -31,11 +32,10 @@ def memory(rows: int, dim: int) -> int:
     return FLAGS + 2 * rows * dim * 2
 
 
-def pieces(rows: int, dim: int) -> list[tuple[int, int]]:
-    """Where each piece begins and ends. The last may have half as many rows again, or fewer."""
+def pieces(rows: int, dim: int) -> list[int]:
+    """Where each piece begins, and the end of the last, which may have half as many rows again as the others, or fewer."""
     size = max(1, PIECE // dim)
-    starts = list(range(0, max(1, rows - size // 2), size))
-    return list(zip(starts, [*starts[1:], rows], strict=True))
+    return [*range(0, max(1, rows - size // 2), size), rows]
 
 
 class SentSums:
@@ -49,33 +49,38 @@ class SentSums:
         theirs = torch.empty(0, dtype=torch.uint8, device=device).set_(opened, 0, (len(peers.own),), (1,))
         end = memory(rows, dim)
         self._received, self._sent = (whole[FLAGS:end].view(dtype).view(2, rows, dim) for whole in (peers.own, theirs))
-        self._flags = peers.own[:FLAGS].view(torch.int32)
+        self._flags, self._tell = (whole[:FLAGS].view(torch.int32) for whole in (peers.own, theirs))
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def begin(self, rows: int, dim: int, dtype: torch.dtype, product: Callable[[int, int, torch.Tensor], None]) -> SentPart:
         """product(begin, end, out_TO) computes these rows of this rank's part."""
-        from raysgl.kernels.triton import flags
-
         self._calls += 1
         part_TO = torch.empty((rows, dim), dtype=dtype, device=self._peers.own.device)
-        sent = SentPart(self, self._calls, part_TO)
-        for index, (begin, end) in enumerate(sent.pieces):
+        sent = SentPart(self, self._calls, pieces(rows, dim), part_TO)
+        place = self._sent[self._calls % 2]
+        for index, (begin, end) in enumerate(pairwise(sent.cuts)):
             product(begin, end, part_TO[begin:end])
             if self._stream is not None:
                 self._stream.wait_stream(torch.cuda.current_stream(part_TO.device))
             with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
-                self._sent[self._calls % 2, begin:end].copy_(part_TO[begin:end], non_blocking=True)
-                flags.tell(self._peers.addresses, 1 - self._peers.rank, index, self._calls)
+                place[begin:end].copy_(part_TO[begin:end], non_blocking=True)
+                self._tell[index : index + 1].fill_(self._calls)
         return sent
 
     def finish(self, sent: SentPart, residual_TO: torch.Tensor, weight_O: torch.Tensor, eps: float) -> torch.Tensor:
-        from raysgl.kernels.triton import flags, norm
+        from raysgl.kernels.triton.received import add_received
 
-        out_TO = torch.empty_like(sent.part_TO)
-        for index, (begin, end) in enumerate(sent.pieces):
-            flags.wait(self._flags, index, sent.call)
-            rows, received_TO = slice(begin, end), self._received[sent.call % 2, begin:end]
-            norm.add_rms_norm(sent.part_TO[rows], residual_TO[rows], weight_O, eps, out_TO[rows], received_TO)
+        out_TO = add_received(
+            sent.part_TO,
+            self._received[sent.call % 2],
+            self._flags,
+            sent.call,
+            sent.cuts[1],
+            len(sent.cuts) - 1,
+            residual_TO,
+            weight_O,
+            eps,
+        )
         if self._stream is not None:  # the part may be read until then, and its memory given to others afterwards
             torch.cuda.current_stream(out_TO.device).wait_stream(self._stream)
         return out_TO
@@ -83,15 +88,12 @@ class SentSums:
 
 @dataclass(frozen=True)
 class SentPart:
-    """This rank's part of a sum, on its way to the other rank."""
+    """This rank's part of a sum, on its way to the other rank, cut as `pieces` says."""
 
     sums: SentSums
     call: int
+    cuts: list[int]
     part_TO: torch.Tensor
-
-    @property
-    def pieces(self) -> list[tuple[int, int]]:
-        return pieces(*self.part_TO.shape)
 
     def add_rms_norm(self, residual_TO: torch.Tensor, weight_O: torch.Tensor, eps: float) -> torch.Tensor:
         """Add the sum of both parts to the residual stream in place; returns that normalised."""
