@@ -115,7 +115,7 @@ def _measure(tp: TPGroup, peers: PeerMemory, rows: int, dim: int, link_gb: float
     want = torch.nn.functional.rms_norm(total + stream.float(), (dim,), eps=1e-5)
 
     def ours(few: bool) -> torch.Tensor:
-        return all_reduce.sum_ranks(part, peers, stream, weight, 1e-5, few)
+        return all_reduce.sum_ranks(part, peers, stream, weight, 1e-5, few=few)
 
     def nccl_and_norm() -> torch.Tensor:
         return add_rms_norm(tp.all_reduce(part), stream, weight, 1e-5)[0]

@@ -35,8 +35,9 @@ def sum_ranks(
     residual_TD: torch.Tensor | None = None,
     weight_D: torch.Tensor | None = None,
     eps: float = 0.0,
+    next_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `raysgl.kernels.triton.all_reduce`, where the kernels are."""
     from raysgl.kernels.triton import all_reduce
 
-    return all_reduce.sum_ranks(part_TD, peers, residual_TD, weight_D, eps)
+    return all_reduce.sum_ranks(part_TD, peers, residual_TD, weight_D, eps, next_weight)

@@ -212,12 +212,17 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps)
 
-    def after_sum(self, part_TD: Part, residual_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the sum of all ranks' parts to the residual in place; returns (that normalised, that). All ranks must take part."""
+    def after_sum(
+        self, part_TD: Part, residual_TD: torch.Tensor, next_weight: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the sum of all ranks' parts to the residual in place; returns (that normalised, that). All ranks must take part.
+
+        next_weight: of the linear layer that comes next, which may be read ahead.
+        """
         if isinstance(part_TD, SentPart):
             return part_TD.add_rms_norm(residual_TD, self.weight, self.eps), residual_TD
         if takes(part_TD, self.tp.peers):
-            return sum_ranks(part_TD, self.tp.peers, residual_TD, self.weight, self.eps), residual_TD
+            return sum_ranks(part_TD, self.tp.peers, residual_TD, self.weight, self.eps, next_weight), residual_TD
         return add_rms_norm(self.tp.all_reduce(part_TD), residual_TD, self.weight, self.eps)
 
     def pieces(self, path: str) -> Iterator[Piece]:

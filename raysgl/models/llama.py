@@ -102,9 +102,9 @@ class LlamaLayer(nn.Module):
         if residual_TD is None:
             x_TD, residual_TD = self.input_layernorm(x_TD), x_TD
         else:
-            x_TD, residual_TD = self.input_layernorm.after_sum(x_TD, residual_TD)
+            x_TD, residual_TD = self.input_layernorm.after_sum(x_TD, residual_TD, self.self_attn.qkv_proj.weight)
         x_TD = self.self_attn(x_TD, rotary, attention)
-        x_TD, residual_TD = self.post_attention_layernorm.after_sum(x_TD, residual_TD)
+        x_TD, residual_TD = self.post_attention_layernorm.after_sum(x_TD, residual_TD, self.mlp.gate_up_proj.weight)
         return self.mlp(x_TD), residual_TD
 
     def folds(self, stream_TD: torch.Tensor) -> bool:

@@ -38,7 +38,7 @@ def add_up(rank: int, memories: dict[str, list[torch.Tensor]]) -> dict:
         weight = part(9, 9, 1, dtype)[0]
         for call, rows in enumerate(ROWS):
             stream = part(7, call, rows, dtype)
-            normed = sum_ranks(part(rank, call, rows, dtype), peers, stream, weight, 1e-5)
+            normed = sum_ranks(part(rank, call, rows, dtype), peers, stream, weight, 1e-5, torch.ones(7, 100, dtype=dtype))
             total = sum_ranks(part(rank, call, rows, dtype), peers)
             said[name, call] = [x.float().numpy() for x in (normed, stream, total)]
     return said
