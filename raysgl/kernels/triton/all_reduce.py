@@ -93,8 +93,9 @@ def _sum_kernel(
     ADD: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0) - AHEAD
-    if program >= programs:
-        prefetch_lines(next_ptr, next_lines, program - programs, AHEAD)
+    if AHEAD:
+        if program >= programs:
+            prefetch_lines(next_ptr, next_lines, program - programs, AHEAD)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()  # few programs run here, and they wait for the link: the others may read weights meanwhile
@@ -150,8 +151,9 @@ def _push_kernel(
 ):  # fmt: skip
     """start: where this kind's memory begins: counters, flags, words."""
     program, programs = tl.program_id(0), tl.num_programs(0) - AHEAD
-    if program >= programs:
-        prefetch_lines(next_ptr, next_lines, program - programs, AHEAD)
+    if AHEAD:
+        if program >= programs:
+            prefetch_lines(next_ptr, next_lines, program - programs, AHEAD)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
