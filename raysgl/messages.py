@@ -8,7 +8,7 @@ Token id lists travel as little-endian int32 bytes (`pack_ids` / `unpack_ids`): 
 from __future__ import annotations
 
 from array import array
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -110,6 +110,26 @@ class Profile(msgspec.Struct, array_like=True, tag=True):
     start: ProfileRequest | None
 
 
+MemoryTag = Literal["weights", "kv_cache", "cuda_graph"]
+MEMORY_TAGS: tuple[MemoryTag, ...] = get_args(MemoryTag)
+"""Parts of a shard's memory that can be given back while it is idle."""
+
+
+class MemoryChange(msgspec.Struct, array_like=True):
+    """Give these parts of the memory back (release), or take them again."""
+
+    release: bool
+    tags: list[MemoryTag]
+
+
+class ChangeMemory(msgspec.Struct, array_like=True, tag=True):
+    """Every shard does so; to release is refused unless idle. Answered with a `Done`."""
+
+    ingress: str
+    uid: int
+    change: MemoryChange
+
+
 class LogSettings(msgspec.Struct, array_like=True):
     """How a process logs; None: as before. form: of a line. requests: whether requests are logged (`raysgl.api.request_log`),
     and in which detail. folder: where files go instead of stderr; only at the start."""
@@ -129,8 +149,10 @@ class SetLogs(msgspec.Struct, array_like=True, tag=True):
     change: LogSettings
 
 
-Command = FlushCache | Profile | SetLogs
-ToEngine = Submit | Abort | AbortRequest | Hello | FlushCache | Profile | SetLogs
+ShardCommand = Profile | SetLogs | ChangeMemory
+"""What all shards of an engine carry out."""
+Command = FlushCache | ShardCommand
+ToEngine = Submit | Abort | AbortRequest | Hello | Command
 
 
 # ------------------------------------------------------------------ engine -> ingress
@@ -244,7 +266,7 @@ class Load(msgspec.Struct, array_like=True):
     yet computed of waiting and prefilling requests. `ttft` is the average time from a request's arrival at the engine to its first
     token, in seconds. `hot_pages` are cached and were found by a request in the last minutes. Constraints that were compiled took
     `grammar_seconds` together; `grammar_hits` were compiled already. `queue_seconds` is how long a request that comes now is expected to
-    wait for its turn; if it is `full`, it is refused.
+    wait for its turn; if it is `full`, it is refused. While parts of its memory are `released`, every request is.
     """
 
     running: int = 0
@@ -270,6 +292,9 @@ class Load(msgspec.Struct, array_like=True):
     grammar_seconds: float = 0.0
     queue_seconds: float = 0.0
     full: bool = False
+    released: tuple[MemoryTag, ...] = ()
+    changes: int = 0
+    """How often memory has been released or resumed: of two reports with as many steps, which one is newer."""
 
 
 class PagesStored(msgspec.Struct, array_like=True, tag="s"):

@@ -29,8 +29,6 @@ from raysgl.messages import (
     Finish,
     Load,
     Logs,
-    LogSettings,
-    ProfileRequest,
     ReplicaFacts,
     StepOutput,
     Submit,
@@ -60,11 +58,11 @@ SHORTEST_S = 0.001
 REHOME_EVERY_S = 0.5
 
 
-class Dispatcher:
+class Dispatcher(EngineCommands):
     """Implements `raysgl.api.backend.Backend`. Lives in one event loop; `name` is this ingress's id."""
 
     def __init__(self, transport: Transport, name: str, models: dict[str, ServedModel], mirror: Mirror):
-        self.name, self.models, self.mirror = name, models, mirror
+        self.models, self.mirror = models, mirror
         self.stopping = False
         """Not ready any more, but requests that are here still get in."""
         self.wakers: dict[str, Callable[[], None]] = {}
@@ -77,7 +75,7 @@ class Dispatcher:
         self._streams: dict[str, set[Stream]] = {}
         self._homeless: dict[LiveSequence, float] = {}
         self._arriving: dict[str, list[tuple[Stream, asyncio.Future[None]]]] = {}
-        self._commands = EngineCommands(name, self._fleet.of)
+        super().__init__(name, self._fleet.of)
         self._loop = asyncio.get_running_loop()
         self._greeter = self._loop.create_task(self._look_after())
 
@@ -128,15 +126,6 @@ class Dispatcher:
         for engine in self._fleet.of(None):
             engine.connection.send(AbortRequest(self.name, request_id))
         return aborted
-
-    async def flush_cache(self, model: str | None = None, timeout: float = 0.0) -> tuple[bool, str]:
-        return await self._commands.flush_cache(model, timeout)
-
-    async def profile(self, request: ProfileRequest | None, model: str | None = None) -> dict[str, tuple[bool, str]]:
-        return await self._commands.profile(request, model)
-
-    async def set_logs(self, change: LogSettings) -> None:
-        await self._commands.set_logs(change)
 
     async def check_index(self, model: str | None = None) -> dict[str, Any]:
         assert self.index_check is not None, "the ingress brings it"
@@ -214,6 +203,8 @@ class Dispatcher:
                 placed.set_result(None)
             elif decision.reason == "full":
                 placed.set_exception(QueueFull("all replicas have too many waiting requests", decision.retry_after))
+            elif decision.reason == "asleep":
+                placed.set_exception(Unavailable(_asleep(model)))
             elif self._comes(model) and len(self._homeless) < MOST_HELD:
                 self._streams.setdefault(stream.request_id, set()).add(stream)
                 self._homeless.update((seq, time.monotonic()) for seq in stream.sequences)
@@ -270,7 +261,7 @@ class Dispatcher:
 
     def _move(self, sequences: Iterable[LiveSequence], refusal: Finish | None = None) -> None:
         """Send sequences to another replica, those of one prompt together. Without one they wait, but prompts that were refused
-        because of full queues and have had no token yet end with the `refusal`."""
+        because of full queues and have had no token yet end with the `refusal`, and such as no replica had, where all are asleep."""
         by_stream: dict[Stream, list[LiveSequence]] = {}
         for seq in sequences:
             self._detach(seq)
@@ -288,6 +279,10 @@ class Dispatcher:
                 for seq in group:
                     stream.end(seq, refusal)
                     self._over(seq)
+            elif decision is not None and decision.reason == "asleep" and stream.untouched and not stream.accepted:
+                for seq in group:
+                    stream.end(seq, Finish("error", message=_asleep(stream.model.name), status=503))
+                    self._over(seq)
             else:
                 now = time.monotonic()
                 self._homeless.update((seq, now) for seq in group)
@@ -298,7 +293,7 @@ class Dispatcher:
         if isinstance(message, StepOutput):
             self._take(message)
         elif isinstance(message, Done):
-            self._commands.done(message)
+            self._answered(message)
         elif isinstance(message, Logs):
             set_logs(message.change)
 
@@ -397,3 +392,7 @@ class Dispatcher:
         if stream.model.name in self.wakers:
             return COLD_START_S
         return HELD_S if stream.untouched and not stream.accepted else HOMELESS_S
+
+
+def _asleep(model: str) -> str:
+    return f"the replicas of {model} have memory released; POST /resume_memory_occupation brings it back"

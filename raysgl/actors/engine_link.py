@@ -74,6 +74,10 @@ class EngineOutbox:
         """Send it to every ingress that has introduced itself."""
         self._queue.put((message,))
 
+    def tell_all_load(self, step: int, load: Load) -> None:
+        """What requests must know before the coordinator tells."""
+        self._queue.put((StepOutput(self._replica, self._epoch, step, time.monotonic(), [], load),))
+
     def greet(self, hello: Hello) -> None:
         """Learn where an ingress listens; must come before anything is sent to it."""
         self._queue.put(hello)

@@ -17,7 +17,7 @@ from raysgl.engine.pooling.texts import TextScheduler, TextsConfig
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.engine.watchdog import Vitals
 from raysgl.grammar.interface import Grammars
-from raysgl.messages import KVEvent, KVEvents, Load, Logs, Profile, SequenceOutput, SetLogs
+from raysgl.messages import KVEvent, KVEvents, Load, Logs, SequenceOutput, SetLogs, ShardCommand
 from raysgl.routing.messages import Reply
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class EngineService:
         coordination: Coordination,
         fatal: Callable[[str], None],
         broadcast: Callable[[StepPlan], None] | None = None,
-        command: Callable[[Profile | SetLogs], tuple[bool, str]] | None = None,
+        command: Callable[[ShardCommand], tuple[bool, str]] | None = None,
         overlap: bool = True,
         grammars: Grammars | None = None,
         coordinator_shards: int = 1,
@@ -80,6 +80,7 @@ class EngineService:
             overlap=overlap,
         )
         self._outputs: dict[str, list[SequenceOutput]] = {}
+        self._released: tuple[str, ...] = ()
         self._fatal = fatal
         self._carry_out = command
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -105,7 +106,7 @@ class EngineService:
         """For a `Watchdog`. From any thread."""
         return self.loop.vitals()
 
-    def _command(self, message: Profile | SetLogs) -> tuple[bool, str]:
+    def _command(self, message: ShardCommand) -> tuple[bool, str]:
         if self._carry_out is None:
             return False, "this engine takes no commands"
         if isinstance(message, SetLogs):
@@ -121,6 +122,9 @@ class EngineService:
         if self._outputs:
             self.outbox.emit(self._outputs, self.loop.progress, load)
             self._outputs = {}
+        if load.released != self._released:
+            self._released = load.released
+            self.outbox.tell_all_load(self.loop.progress, load)
         self.publisher.publish(events, load)
 
     def _run(self) -> None:

@@ -93,7 +93,8 @@ class EventPublisher:
         news = self._take_wishes() or bool(events)
         if not news and load == self.load and not self._unsent:
             return
-        same = load.running == self.load.running and load.waiting == self.load.waiting
+        before = self.load
+        same = (load.running, load.waiting, load.released) == (before.running, before.waiting, before.released)
         self.load = load
         self._unsent = not news and same and time.monotonic() - self._sent_at < STEADY_S
         if not self._unsent:

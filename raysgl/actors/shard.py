@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,7 +34,7 @@ from raysgl.engine.pooling.texts import TextsConfig
 from raysgl.engine.scheduler import SchedulerConfig
 from raysgl.engine.watchdog import Vitals
 from raysgl.logs import set_logs
-from raysgl.messages import KVEvents, Load, LogSettings, Profile, ReplicaFacts, SetLogs
+from raysgl.messages import ChangeMemory, KVEvents, Load, LogSettings, Profile, ReplicaFacts, SetLogs, ShardCommand
 from raysgl.routing import ReplicaInfo, Reply
 from raysgl.startup import StartupClock, described
 
@@ -151,7 +152,7 @@ class ModelShard:
 
     async def weights_offer(self) -> bytes | None:
         """An `Offer`, if this shard has weights to lend."""
-        return msgspec.msgpack.encode(self._lender.offer) if self._lender is not None else None
+        return msgspec.msgpack.encode(self._lender.offer) if self._lender is not None and self._lender.able else None
 
     async def lend(self, tensor: int, start: int, length: int) -> np.ndarray:
         """See `Lender.read`. One at a time: the steps come first."""
@@ -208,6 +209,7 @@ class ModelShard:
         from raysgl.actors.grammars import make_grammars
         from raysgl.actors.weights_peer import find_checkpoint
         from raysgl.engine.background import BackgroundRunner
+        from raysgl.engine.occupation import Occupation
         from raysgl.engine.pooling.runner import PoolingRunner
         from raysgl.engine.profiling import StepProfiler
         from raysgl.engine.runner import ModelRunner
@@ -242,6 +244,7 @@ class ModelShard:
         self._profiler = StepProfiler(inner, spec.replica, spec.rank)
         if self._pooling is None and config.load_format != "dummy":
             self._lender = lender_of(inner.model, config, self._checkpoint, spec.rank)
+        self._occupation = Occupation(inner, group, self._lender)
         # Weights and modules live as long as the process: the garbage collector need not walk them again.
         gc.collect()
         gc.freeze()
@@ -306,25 +309,28 @@ class ModelShard:
             )
         return scheduler_config(config, limits, self._runner.num_pages, self._checkpoint.config().eos_token_ids)
 
-    def _command_all(self, message: Profile | SetLogs) -> tuple[bool, str]:
+    def _command_all(self, message: ShardCommand) -> tuple[bool, str]:
         """Rank 0: have all ranks carry it out; the answer is its own."""
         if self._publisher is not None:
             self._publisher.command(message)
         return self._command(message)
 
-    def _command(self, message: Profile | SetLogs) -> tuple[bool, str]:
+    def _command(self, message: ShardCommand) -> tuple[bool, str]:
         if isinstance(message, SetLogs):
             set_logs(message.change)
             return True, "logging was changed"
-        profiler, request = self._profiler, message.start
-
-        def switch() -> tuple[bool, str]:
-            return profiler.stop() if request is None else profiler.start(request)
-
-        done = self._runner.call(switch) if self._spec.device == "cpu" else switch()
+        work = partial(self._profile if isinstance(message, Profile) else self._change_memory, message)
+        done = self._runner.call(work) if self._spec.device == "cpu" else work()
         if not done[0]:
-            log.warning("rank %d: profile: %s", self._spec.rank, done[1])
+            log.warning("rank %d: %s: %s", self._spec.rank, type(message).__name__, done[1])
         return done
+
+    def _profile(self, message: Profile) -> tuple[bool, str]:
+        return self._profiler.stop() if message.start is None else self._profiler.start(message.start)
+
+    def _change_memory(self, message: ChangeMemory) -> tuple[bool, str]:
+        change = message.change
+        return self._occupation.release(change.tags) if change.release else self._occupation.resume(change.tags)
 
     def _execute(self, plan: StepPlan) -> None:
         """On other ranks than 0. On a CPU the step has run when this returns; a failure must be seen, and ends the rank."""

@@ -13,7 +13,7 @@ import zmq
 
 from raysgl.actors.transport import Endpoint, Transport
 from raysgl.engine.plan import StepPlan
-from raysgl.messages import Profile, SetLogs
+from raysgl.messages import ShardCommand
 
 HELLO, PLAN, COMMAND, STOP = b"h", b"p", b"c", b"s"
 GREET_EVERY_S = 0.02
@@ -44,7 +44,7 @@ class PlanPublisher:
     def send(self, plan: StepPlan) -> None:
         self._plans.send(PLAN + self._encode(plan))
 
-    def command(self, message: Profile | SetLogs) -> None:
+    def command(self, message: ShardCommand) -> None:
         self._plans.send(COMMAND + self._encode(message))
 
     def close(self) -> None:
@@ -63,9 +63,9 @@ class PlanFollower:
         self._acks = transport.connect(zmq.PUSH, endpoints[1])
         self._rank = rank
         self._decode = msgspec.msgpack.Decoder(StepPlan).decode
-        self._decode_command = msgspec.msgpack.Decoder(Profile | SetLogs).decode
+        self._decode_command = msgspec.msgpack.Decoder(ShardCommand).decode
 
-    def follow(self, launch: Callable[[StepPlan], object], command: Callable[[Profile | SetLogs], object]) -> None:
+    def follow(self, launch: Callable[[StepPlan], object], command: Callable[[ShardCommand], object]) -> None:
         """Hand every plan to `launch` and every command to `command`, in order, until rank 0 stops."""
         while True:
             frame = self._plans.recv()

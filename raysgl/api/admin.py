@@ -1,4 +1,4 @@
-"""What changes a running server: profiles of its steps, how much it logs."""
+"""What changes a running server: profiles of its steps, the memory it holds, how much it logs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from starlette.types import Receive
 from raysgl import logs
 from raysgl.api.errors import bad_request, unavailable
 from raysgl.api.http import Handler, Reply, read_body
-from raysgl.api.protocol import ConfigureLoggingRequest, StartProfileRequest, StopProfileRequest, T, parse_json, validate
+from raysgl.api.protocol import (
+    ConfigureLoggingRequest,
+    MemoryRequest,
+    StartProfileRequest,
+    StopProfileRequest,
+    T,
+    parse_json,
+    validate,
+)
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.config import EngineConfig
-from raysgl.messages import LogSettings, ProfileRequest
+from raysgl.messages import MEMORY_TAGS, LogSettings, MemoryChange, ProfileRequest
 
 
 def start_profile(service: Service) -> Handler:
@@ -33,7 +41,7 @@ def start_profile(service: Service) -> Handler:
             with_stack=bool(request.with_stack),
             record_shapes=bool(request.record_shapes),
         )
-        await _answer(await service.backend.profile(profile, request.model), reply)
+        await _answer(await service.backend.profile(profile, request.model), reply, "profile_failed")
 
     return handle
 
@@ -45,7 +53,28 @@ def stop_profile(service: Service) -> Handler:
         request = await _read(headers, receive, StopProfileRequest)
         if request.model is not None:
             service.model(request.model)
-        await _answer(await service.backend.profile(None, request.model), reply)
+        await _answer(await service.backend.profile(None, request.model), reply, "profile_failed")
+
+    return handle
+
+
+def release_memory(service: Service) -> Handler:
+    """The handler of POST /release_memory_occupation."""
+    return _change_memory(service, release=True)
+
+
+def resume_memory(service: Service) -> Handler:
+    """The handler of POST /resume_memory_occupation."""
+    return _change_memory(service, release=False)
+
+
+def _change_memory(service: Service, release: bool) -> Handler:
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        request = await _read(headers, receive, MemoryRequest)
+        if request.model is not None:
+            service.model(request.model)
+        change = MemoryChange(release, request.tags or list(MEMORY_TAGS))
+        await _answer(await service.backend.change_memory(change, request.model), reply, "memory_unchanged")
 
     return handle
 
@@ -91,10 +120,11 @@ def _folder(model: ServedModel, asked: str | None) -> str:
     return str(folder)
 
 
-async def _answer(done: dict[str, tuple[bool, str]], reply: Reply) -> None:
+async def _answer(done: dict[str, tuple[bool, str]], reply: Reply, failed: str) -> None:
+    """What each replica said. failed: the code of the error where one did not do it."""
     if not done:
         raise unavailable("no replica is there")
     replicas = {replica: {"ok": ok, "message": message} for replica, (ok, message) in done.items()}
     problems = [f"{replica}: {message}" for replica, (ok, message) in done.items() if not ok]
-    error = {"error": bad_request("; ".join(problems), code="profile_failed").info()} if problems else {}
+    error = {"error": bad_request("; ".join(problems), code=failed).info()} if problems else {}
     await reply.whole(orjson.dumps({"replicas": replicas} | error), 400 if problems else 200)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from raysgl.api.served_model import ServedModel
-from raysgl.messages import Load, LogSettings, ProfileRequest, ReplicaFacts, SequenceOutput
+from raysgl.messages import Load, LogSettings, MemoryChange, ProfileRequest, ReplicaFacts, SequenceOutput
 from raysgl.sampling.params import SamplingParams
 
 
@@ -68,6 +68,10 @@ class Backend(Protocol):
     async def profile(self, request: ProfileRequest | None, model: str | None = None) -> dict[str, tuple[bool, str]]:
         """Begin to record the steps of every replica's shards, or (None) stop. replica -> whether it did, and a sentence: where the
         trace is, or why not."""
+
+    async def change_memory(self, change: MemoryChange, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        """Release or resume memory in every replica's shards. replica -> whether it did, and a sentence. While a replica has
+        memory released, requests go to others; where all have, `submit` raises `Unavailable`."""
 
     async def set_logs(self, change: LogSettings) -> None:
         """Of every ingress and engine."""

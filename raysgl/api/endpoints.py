@@ -136,9 +136,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(path="/reset_prefix_cache", access=Access.ADMIN_OPTIONAL, view=operations.flush_cache, hidden=True),
 
     Endpoint(path="/start_profile", access=Access.ADMIN, handler=admin.start_profile, body_limit=SMALL,
-             requests=(protocol.StartProfileRequest,), response=responses.Profiled),
+             requests=(protocol.StartProfileRequest,), response=responses.Commanded),
     Endpoint(path="/stop_profile", access=Access.ADMIN, handler=admin.stop_profile, body_limit=SMALL,
-             requests=(protocol.StopProfileRequest,), response=responses.Profiled),
+             requests=(protocol.StopProfileRequest,), response=responses.Commanded),
+    Endpoint(path="/release_memory_occupation", access=Access.ADMIN, handler=admin.release_memory, body_limit=SMALL,
+             requests=(protocol.MemoryRequest,), response=responses.Commanded),
+    Endpoint(path="/resume_memory_occupation", access=Access.ADMIN, handler=admin.resume_memory, body_limit=SMALL,
+             requests=(protocol.MemoryRequest,), response=responses.Commanded),
     Endpoint(path="/configure_logging", access=Access.ADMIN, handler=admin.configure_logging, body_limit=SMALL,
              requests=(protocol.ConfigureLoggingRequest,), response=responses.Logging),
 

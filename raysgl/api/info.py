@@ -87,6 +87,7 @@ def _internal_state(model: ServedModel, replica: str, facts: ReplicaFacts, load:
         "effective_max_running_requests_per_dp": facts.max_running,
         "last_gen_throughput": load.decode_rate,
         "memory_usage": {"token_capacity": facts.max_total_tokens},
+        "released_memory": list(load.released),
         "started_at": facts.started_at,
         "startup_seconds": facts.startup,
         "disaggregation_mode": "null",
@@ -152,6 +153,7 @@ def _load(model: ServedModel, load: Load, sections: tuple[str, ...] | list[str])
             "free_tokens": load.free_pages * model.page_size,
             "cached_tokens": load.cached_pages * model.page_size,
             "hot_tokens": load.hot_pages * model.page_size,
+            "released": list(load.released),
         }
     if "queues" in sections:
         found["queues"] = {

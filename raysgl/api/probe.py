@@ -24,13 +24,18 @@ async def health_generate(service: Service, request: Request) -> Response:
 
 
 async def generates(service: Service) -> bool:
-    """Whether each model gives a token within `TIMEOUT_S`, or, where others are before it, its replicas make steps meanwhile."""
+    """Whether each model gives a token within `TIMEOUT_S`, or, where others are before it, its replicas make steps meanwhile.
+
+    A model whose memory somebody has released is as it should be: whoever restarts what is not healthy must leave it alone."""
     if service.gate.draining or not service.backend.ready():
         return False
     return all(await asyncio.gather(*(_generates(service, model) for model in service.backend.models.values())))
 
 
 async def _generates(service: Service, model: ServedModel) -> bool:
+    loads = service.backend.loads().get(model.name, {}).values()
+    if loads and all(load.released for load in loads):
+        return True
     before = _steps(service, model)
     probe = asyncio.create_task(_one_token(service, model))
     try:

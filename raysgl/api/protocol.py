@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from raysgl.api.errors import ApiError, bad_request
 from raysgl.api.unsupported import refuse_unsupported
-from raysgl.messages import Level
+from raysgl.messages import Level, MemoryTag
 
 _TEXTS = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
 _IDS: list[dict[str, Any]] = [{"type": "array", "items": {"type": "integer"}}]
@@ -275,6 +275,15 @@ class StopProfileRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, description="only this model's replicas")
+
+
+class MemoryRequest(BaseModel):
+    """Of /release_memory_occupation and /resume_memory_occupation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="only this model's replicas")
+    tags: list[MemoryTag] | None = Field(None, min_length=1, description="which parts; default: all")
 
 
 class ConfigureLoggingRequest(BaseModel):

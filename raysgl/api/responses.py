@@ -143,15 +143,15 @@ class ModelInfo(BaseModel):
     architectures: list[str]
 
 
-class ProfiledReplica(BaseModel):
+class ReplicaSaid(BaseModel):
     ok: bool
     message: str
 
 
-class Profiled(BaseModel):
-    """replica -> whether it did, and where its trace is, or why not."""
+class Commanded(BaseModel):
+    """replica -> whether it did what it was told, and how, or why not."""
 
-    replicas: dict[str, ProfiledReplica]
+    replicas: dict[str, ReplicaSaid]
 
 
 class IndexCheck(BaseModel):

@@ -23,3 +23,13 @@ class Launching:
         if self._threads and self._thread != threading.get_ident():
             self._thread = threading.get_ident()
             torch.set_num_threads(self._threads)
+
+    # What `raysgl.engine.occupation` gives back and takes again; a runner without it has nothing to do.
+
+    def drop_cache(self) -> None: ...
+
+    def make_cache(self) -> None: ...
+
+    def drop_graphs(self) -> None: ...
+
+    def make_graphs(self) -> None: ...

@@ -19,19 +19,20 @@ import msgspec
 from raysgl.engine.outputs import Outputs
 from raysgl.engine.plan import PendingStep, Runner, StepPlan
 from raysgl.engine.rates import Rates
+from raysgl.engine.released import Released
 from raysgl.engine.watchdog import Vitals
 from raysgl.messages import (
     Abort,
     AbortRequest,
+    ChangeMemory,
     Command,
     Done,
     FlushCache,
     KVEvent,
     Load,
     PagesStored,
-    Profile,
     SequenceOutput,
-    SetLogs,
+    ShardCommand,
     Submit,
     ToEngine,
 )
@@ -75,6 +76,10 @@ class Planner(Protocol):
     def idle(self) -> bool:
         """Nothing to plan, now or soon."""
 
+    @property
+    def num_live(self) -> int:
+        """Sequences, or texts, that run or wait."""
+
     def add(self, submit: Submit) -> None: ...
 
     def abort(self, ingress: str, uids: list[int]) -> None: ...
@@ -115,7 +120,7 @@ class EngineLoop:
     emit(outputs): what is new, by ingress. Called once a step at most.
     broadcast(plan): tells the other shards to launch the same step; None when there are none.
     publish(events, load): cache events and load, for the coordinator; cheap, called once a round.
-    command(message): carries out a command that is no `FlushCache`: whether it was done, and a sentence about it.
+    command(message): has every shard carry out a command: whether it was done, and a sentence about it.
     answer(ingress, message): replies to a command.
     """
 
@@ -128,13 +133,14 @@ class EngineLoop:
         publish: Callable[[list[KVEvent], Load], None],
         broadcast: Callable[[StepPlan], None] | None = None,
         answer: Callable[[str, Done], None] | None = None,
-        command: Callable[[Profile | SetLogs], tuple[bool, str]] | None = None,
+        command: Callable[[ShardCommand], tuple[bool, str]] | None = None,
         overlap: bool = True,
     ):
         self.scheduler = scheduler
         self._runner = runner
         self._receive, self._emit, self._publish, self._broadcast, self._answer = receive, emit, publish, broadcast, answer
-        self._command = command
+        self._command = command or (lambda message: (False, "this engine takes no commands"))
+        self._released = Released(scheduler, self._command)
         self._depth = 1 if overlap else 0
         self._launched: deque[tuple[PlannedStep, PendingStep]] = deque()
         self._guided: PlannedStep | None = None
@@ -173,6 +179,8 @@ class EngineLoop:
             decode_rate=rates.decode,
             step_seconds=rates.step_seconds,
             ttft=rates.ttft,
+            released=self._released.tags,
+            changes=self._released.changes,
         )
 
     def stop(self) -> None:
@@ -215,7 +223,9 @@ class EngineLoop:
             self.scheduler.abort_ingress(self._gone.popleft())
         messages = self._receive(timeout)
         for message in messages:
-            if isinstance(message, Submit):
+            if isinstance(message, Submit) and self._released.tags:
+                self._released.refuse(message)
+            elif isinstance(message, Submit):
                 self.scheduler.add(message)
                 self._arrived[message.ingress, message.uid] = time.monotonic()
             elif isinstance(message, Abort):
@@ -226,11 +236,20 @@ class EngineLoop:
                 self.scheduler.abort_request(message.ingress, message.request_id)
             elif isinstance(message, FlushCache):
                 self._reply(message, self.scheduler.flush())
-            elif isinstance(message, Profile | SetLogs) and self._command is not None:
+            elif isinstance(message, ShardCommand):
                 self._commanded = True  # writing a trace takes as long as it takes
-                self._reply(message, self._command(message))
+                self._reply(message, self._carry_out(message))
                 self._commanded = False
         return bool(messages)
+
+    def _carry_out(self, message: ShardCommand) -> tuple[bool, str]:
+        if not isinstance(message, ChangeMemory):
+            return self._command(message)
+        while self._launched and not self.scheduler.num_live:  # a step of sequences that have just ended
+            self._take_in_result()
+        done = self._released.change(message)
+        self._flush_outputs()  # who hears that it is done must not think that it is still to be done
+        return done
 
     def _reply(self, message: Command, done: tuple[bool, str]) -> None:
         if self._answer is not None:

@@ -68,15 +68,15 @@ class ModelRunner(Launching):
         device: torch.device | str,
         progress: Progress | None = None,
     ):
-        self._rank, self._tp = rank, tp
+        self._config, self._rank, self._tp = config, rank, tp
         self.device = torch.device(device)
         tell = progress or (lambda done, what: None)
-        hf = checkpoint.config()
+        hf = self._hf = checkpoint.config()
         limits = resolve_defaults(config, self.device.type, hf.max_position_embeddings)
         if self.device.type == "cpu":
             self._threads = limits.cpu_threads
         self._use_threads()
-        dtype = choose_dtype(config.dtype, hf, self.device)
+        dtype = self._dtype = choose_dtype(config.dtype, hf, self.device)
         with memory.explaining("loading the weights", "raise tp_size, or choose a smaller model or dtype", self.device):
             self._model = load_model(config, checkpoint, tp, self.device, dtype, progress)
         self.limits = limits
@@ -84,17 +84,6 @@ class ModelRunner(Launching):
         self.context_length = limits.context_length
         self.vocab_size = hf.vocab_size
         self.max_running = limits.max_running
-
-        quantised = config.kv_cache_dtype == "fp8_e4m3"
-
-        def new_cache(num_pages: int) -> KVCache:
-            heads = hf.kv_heads_per_rank(tp.size)
-            return KVCache(hf.num_layers, num_pages, config.page_size, heads, hf.head_dim, dtype, self.device, quantised)
-
-        def new_attention(cache: KVCache) -> StepAttention:
-            prefill = config.prefill_attention_backend or config.attention_backend
-            decode = config.decode_attention_backend or config.attention_backend
-            return create_attention(prefill, decode, cache, hf.num_heads // tp.size, hf.windows)
 
         if tp.size > 1 and not config.disable_custom_all_reduce and triton_kernels(self.device, dtype):
             from raysgl.kernels.triton import all_reduce, argmax
@@ -111,30 +100,25 @@ class ModelRunner(Launching):
         activations = graphs = 0
         if self.device.type == "cuda":
             tell(0.0, "measuring memory")
-            cache = new_cache(1)
+            cache = self._new_cache(1)
             cure = (
                 f"lower chunked_prefill_size ({limits.step_tokens or 'unlimited'}), max_running_requests ({limits.max_running}) or "
                 f"context_length ({limits.context_length}), or raise tp_size ({tp.size})"
             )
             with memory.explaining("running the largest step", cure, self.device):
-                activations = profile.largest_step(self._model, new_attention(cache), limits, config.page_size, self.device)
+                activations = profile.largest_step(
+                    self._model, self._new_attention(cache), limits, config.page_size, self.device
+                )
             del cache
             budget = memory.cuda_budget(config, weights, activations, self.device)
             self._stream = torch.cuda.Stream(self.device)
         else:
             budget = memory.cpu_budget(config, weights)
-        one_page = page_bytes(
-            hf.num_layers, config.page_size, hf.kv_heads_per_rank(tp.size), hf.head_dim, FP8 if quantised else dtype
-        )
+        heads, kept_as = hf.kv_heads_per_rank(tp.size), FP8 if self._quantised else dtype
+        one_page = page_bytes(hf.num_layers, config.page_size, heads, hf.head_dim, kept_as)
         self.num_pages = self._least(memory.pool_pages(config, limits, one_page, budget))
         tell(0.0, "allocating the KV cache")
-        less = f"lower mem_fraction_static or max_total_tokens, or max_running_requests ({limits.max_running})"
-        with memory.explaining("allocating the KV cache", less, self.device):
-            self._cache = new_cache(self.num_pages)
-        if self._cache.scales is not None:
-            for place, scale in self._model.kv_scales.items():
-                self._cache.scales[place] = scale
-        self._attention = new_attention(self._cache)
+        self.make_cache()
         log.info("attention backends: %s", self._attention.why)
         self._slots = Slots(limits.max_running, limits.context_length, config.page_size, self.device)
         self._sampler = Sampler(limits.max_running, hf.vocab_size, self.device) if rank == 0 else None
@@ -144,36 +128,15 @@ class ModelRunner(Launching):
         if self._stream is not None:
             layers = self._model.model.layers
             layers[int(LATE * len(layers))].register_forward_hook(self._mark_late)
-        self._graphs: DecodeGraphs | None = None
-        self._mixed: MixedGraphs | None = None
+        self.drop_graphs()
         self.cascade_steps = 0
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         tell(0.0, "warming up")
         self.warm_up()
-        small, many = self._attention.prefill, self._attention.decode_for(limits.max_running)
-        capturable = many.capturable or isinstance(many, HostPlanned)
-        if self._stream is not None and not config.disable_cuda_graph and capturable:
-            tell(0.0, "capturing CUDA graphs")
-            cascade = None
-            if limits.group_prefixes and set(hf.windows) == {None}:
-                cascade = create_backend("triton", self._cache, hf.num_heads // tp.size)
-            self._graphs = DecodeGraphs(
-                self._model,
-                self._attention.decode_for,
-                cascade,
-                self._slots,
-                limits.max_running,
-                limits.context_length,
-                linear_table.dependent_rows(self.device, dtype, tp.size),
-            )
-            if not small.capturable:
-                small = create_backend("triton", self._cache, hf.num_heads // tp.size, hf.windows)
-            self._mixed = MixedGraphs(self._model, small, self._slots, limits.max_running, limits.context_length)
+        if self._stream is not None:
             before = torch.cuda.memory_reserved(self.device)
-            more = f"{less}, or set disable_cuda_graph"
-            with torch.cuda.stream(self._stream), memory.explaining("capturing CUDA graphs", more, self.device):
-                self._graphs.make_first()
-                self._mixed.make_first(self._graphs.pool)
+            tell(0.0, "capturing CUDA graphs")
+            self.make_graphs()
             graphs = torch.cuda.memory_reserved(self.device) - before
         self.memory = memory.MemoryReport(
             weights, activations, self._cache.num_bytes, self.num_pages * config.page_size, graphs
@@ -204,6 +167,69 @@ class ModelRunner(Launching):
         step, finish = self._unsampled.pop()
         with self._in_stream():
             step.complete(finish(masks))
+
+    # ---------------------------------------------------------------- memory (see `raysgl.engine.occupation`)
+
+    def make_cache(self) -> None:
+        """The KV cache, empty, and the attention that works on it. Raises `ModelError`."""
+        with memory.explaining("allocating the KV cache", self._less(), self.device):
+            self._cache = self._new_cache(self.num_pages)
+        if self._cache.scales is not None:
+            for place, scale in self._model.kv_scales.items():
+                self._cache.scales[place] = scale
+        self._attention = self._new_attention(self._cache)
+
+    def drop_cache(self) -> None:
+        """The graphs must have gone before."""
+        for name in ("_cache", "_attention"):
+            vars(self).pop(name, None)
+
+    def make_graphs(self) -> None:
+        """Where the settings and the attention backends allow it. All ranks must take part. Raises `ModelError`."""
+        config, hf, limits = self._config, self._hf, self.limits
+        small, many = self._attention.prefill, self._attention.decode_for(limits.max_running)
+        capturable = many.capturable or isinstance(many, HostPlanned)
+        if self._stream is None or config.disable_cuda_graph or not capturable:
+            return
+        cascade, heads = None, hf.num_heads // self._tp.size
+        if limits.group_prefixes and set(hf.windows) == {None}:
+            cascade = create_backend("triton", self._cache, heads)
+        if not small.capturable:
+            small = create_backend("triton", self._cache, heads, hf.windows)
+        rows, length = limits.max_running, limits.context_length
+        dependent = linear_table.dependent_rows(self.device, self._dtype, self._tp.size)
+        self._graphs = DecodeGraphs(self._model, self._attention.decode_for, cascade, self._slots, rows, length, dependent)
+        self._mixed = MixedGraphs(self._model, small, self._slots, rows, length)
+        less = f"{self._less()}, or set disable_cuda_graph"
+        with torch.cuda.stream(self._stream), memory.explaining("capturing CUDA graphs", less, self.device):
+            self._graphs.make_first()
+            self._mixed.make_first(self._graphs.pool)
+
+    def drop_graphs(self) -> None:
+        """No step of theirs may be under way."""
+        self._graphs: DecodeGraphs | None = None
+        self._mixed: MixedGraphs | None = None
+
+    @property
+    def _quantised(self) -> bool:
+        return self._config.kv_cache_dtype == "fp8_e4m3"
+
+    def _new_cache(self, num_pages: int) -> KVCache:
+        config, hf = self._config, self._hf
+        heads = hf.kv_heads_per_rank(self._tp.size)
+        return KVCache(
+            hf.num_layers, num_pages, config.page_size, heads, hf.head_dim, self._dtype, self.device, self._quantised
+        )
+
+    def _new_attention(self, cache: KVCache) -> StepAttention:
+        config, hf = self._config, self._hf
+        prefill = config.prefill_attention_backend or config.attention_backend
+        decode = config.decode_attention_backend or config.attention_backend
+        return create_attention(prefill, decode, cache, hf.num_heads // self._tp.size, hf.windows)
+
+    def _less(self) -> str:
+        """What to change where memory is short."""
+        return f"lower mem_fraction_static or max_total_tokens, or max_running_requests ({self.max_running})"
 
     def warm_up(self) -> None:
         """Run a small prefill and a decode step, into the padding page: libraries do their first-time work here."""

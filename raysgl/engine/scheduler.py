@@ -114,8 +114,8 @@ class Scheduler:
 
     def flush(self) -> tuple[bool, str]:
         """Drop the cached prefixes; refused while anything runs or waits."""
-        if self._sequences:
-            return False, f"{len(self._sequences)} sequences are running or waiting"
+        if self.num_live:
+            return False, f"{self.num_live} sequences are running or waiting"
         self.pool.free(self.tree.clear())
         return True, "cache flushed"
 
@@ -123,6 +123,11 @@ class Scheduler:
     def idle(self) -> bool:
         """Nothing to plan, now or soon."""
         return not self.running and not self._num_waiting
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that run or wait."""
+        return len(self._sequences)
 
     @property
     def _num_waiting(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -59,16 +60,37 @@ class Lender:
     """
 
     def __init__(self, model: nn.Module, source: str, identity: str, folder: Path, rank: int, tp_size: int):
-        self._tensors = _tensors(model)
+        self._model, self._lock = model, threading.Lock()
+        tensors = _tensors(model)
         self.small_files = _small_files(folder) if rank == 0 else {}
         scales = [(layer, kind, scale) for (layer, kind), scale in model.kv_scales.items()]
-        self.offer = Offer(source, identity, rank, tp_size, _table(self._tensors), scales)
-        on_cuda = any(tensor.device.type == "cuda" for tensor in self._tensors.values())
+        self.offer = Offer(source, identity, rank, tp_size, _table(tensors), scales)
+        on_cuda = any(tensor.device.type == "cuda" for tensor in tensors.values())
         self._stream = torch.cuda.Stream() if on_cuda else None
-        self._list = list(self._tensors.values())
+        self._list: list[torch.Tensor] | None = list(tensors.values())
+
+    @property
+    def able(self) -> bool:
+        return self._list is not None
+
+    def pause(self) -> None:
+        """Lend nothing: the parameters' memory goes, or changes. What is being read is read to its end before."""
+        with self._lock:
+            self._list = None
+
+    def go_on(self) -> None:
+        """The parameters are as they were."""
+        self._list = list(_tensors(self._model).values())
 
     def read(self, index: int, start: int, length: int) -> np.ndarray:
-        """On a CPU the parameter's own memory. On a GPU a copy, by the copy engine, which steps do not need."""
+        """On a CPU the parameter's own memory. On a GPU a copy, by the copy engine, which steps do not need. Raises `PeerLost` while
+        it is paused."""
+        with self._lock:
+            return self._read(index, start, length)
+
+    def _read(self, index: int, start: int, length: int) -> np.ndarray:
+        if self._list is None:
+            raise PeerLost("its weights are not there now")
         tensor = self._list[index]
         if self._stream is None:
             return bytes_of(tensor)[start : start + length]

@@ -68,6 +68,9 @@ class Board:
         self.able = np.array([not info.draining for info in self.infos], dtype=bool)
         self.all_able = bool(self.able.all())
         self.full = np.zeros(count, dtype=bool)
+        self.asleep = np.zeros(count, dtype=bool)
+        """Memory is released."""
+        self.all_awake = True
         self._measured = np.zeros(count)
         self._per_token = np.zeros(count)
         self._queued = np.zeros(count)
@@ -93,6 +96,8 @@ class Board:
             row = self._row_of_book.get(id(book))
             if row is not None:
                 self._refresh(row, book)
+        if not self.all_awake:
+            self.all_awake = not self.asleep.any()
         changed.clear()
 
     def _refresh(self, row: int, book: LoadBook) -> None:
@@ -111,6 +116,8 @@ class Board:
             fixed += over * EXPECTED_OUTPUT * per_decode
         # A place to run is taken even where nobody may wait.
         self.full[row] = load.full or not (waiting < self.infos[row].max_queued or (waiting == 0 and over <= 0))
+        self.asleep[row] = bool(load.released)
+        self.all_awake = self.all_awake and not load.released
         room = (load.free_pages + load.cached_pages) * page_size - queued if load.total_pages else math.inf
         self._all_requests += running + waiting - self.requests[row]
         self.requests[row] = running + waiting

@@ -133,7 +133,7 @@ class LoadBook:
 
     def report(self, load: Load, now: float) -> bool:
         """A report came. False if it is older than one that came before (reports come by two ways)."""
-        if self.reported and load.steps < self.load.steps:
+        if self.reported and (load.changes, load.steps) < (self.load.changes, self.load.steps):
             return False
         self.load = load
         self.reported = True

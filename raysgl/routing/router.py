@@ -79,9 +79,9 @@ class Decision:
 @dataclass(slots=True)
 class Refusal:
     """No replica takes the request. full: all of them have `max_queued` waiting; try again after so many seconds.
-    none: there is none that is alive, not draining and not excluded."""
+    asleep: all have memory released. none: there is none that is alive, not draining and not excluded."""
 
-    reason: Literal["full", "none"]
+    reason: Literal["full", "asleep", "none"]
     retry_after: float
 
 
@@ -245,11 +245,17 @@ class Router:
             costs = np.where(able, costs, np.inf)
         else:
             able = board.able
+        some = able
+        if not board.all_awake:
+            able = able & ~board.asleep
+            costs = np.where(able, costs, np.inf)
         if not request.accepted:
             costs = np.where(board.full, np.inf, costs)
         best = costs.min(initial=math.inf)
+        if best == math.inf and able.any():
+            return Refusal("full", self._retry_after(board, able))
         if best == math.inf:
-            return Refusal("full", self._retry_after(board, able)) if able.any() else Refusal("none", 1.0)
+            return Refusal("asleep" if some.any() else "none", 1.0)
         row = self._row(request, hits, costs, float(best))
         hit = 0 if hits is None else int(hits[row])
         return self._commit(request, self._replicas[board.infos[row].replica], hit, float(costs[row]), now)

@@ -9,6 +9,7 @@ import pytest_asyncio
 from raysgl.actors.frames import FromEngine
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.cache.hashing import page_hashes
+from raysgl.messages import MemoryChange
 from raysgl.sampling.params import SamplingParams
 from tests.actors.cluster import MODEL, PAGE, LocalCluster, Reading, ask, kill, stop_answering
 from tests.engine.simulated import expected
@@ -226,6 +227,55 @@ async def test_flush_cache_waits_for_quiet(cluster):
     assert not ok and "running" in why
     assert await dispatcher.flush_cache(MODEL, timeout=10) == (True, "cache flushed")
     assert engine.service.scheduler.tree.total_pages == 0
+
+
+def obeys(engine, ok=True):
+    """Its shards carry commands out, or cannot."""
+    told = []
+
+    def carry_out(message):
+        told.append(message)
+        return ok, "" if ok else "no room"
+
+    engine.service._carry_out = carry_out
+    return told
+
+
+async def test_where_memory_is_released_nobody_goes(cluster):
+    engines = [cluster.add_engine(name) for name in "ab"]
+    told = [obeys(engines[0]), obeys(engines[1], ok=False)]
+    dispatcher, other = await cluster.add_ingress(), await cluster.add_ingress("j")
+    shared = prompt(1, 40)
+    for engine in "ab":  # both know it
+        await Reading().read(await ask(dispatcher, shared))
+    release, resume = MemoryChange(True, ["weights", "kv_cache"]), MemoryChange(False, ["kv_cache", "weights"])
+    done = await dispatcher.change_memory(release)
+    assert done == {"a": (True, "released: weights, kv_cache"), "b": (False, "not released: no room")}
+    assert [message.change for message in told[0] + told[1]] == [release] * 2
+    steps = engines[0].runner.computed_tokens
+    for asking in (dispatcher, other) * 5:  # at once: the ones that `a` refuses go on to `b`
+        assert (await Reading().read(await ask(asking, shared))).tokens == [expected(shared, 8)]
+    assert engines[0].runner.computed_tokens == steps
+    told[1] = obeys(engines[1])
+    assert (await dispatcher.change_memory(release))["b"][0]
+    streams = []
+    for asking in (dispatcher, other):
+        with pytest.raises(Unavailable, match="POST /resume_memory_occupation"):
+            while True:  # what an ingress has not heard yet, the engine says
+                streams.append(await ask(asking, shared))
+                await asyncio.sleep(0.01)
+    for stream in streams:
+        (finish,) = (await Reading().read(stream, seconds=5)).finish
+        assert finish.status == 503 and "POST /resume_memory_occupation" in finish.message
+    assert dispatcher.ready() and dispatcher.num_live() == other.num_live() == 0
+    assert set((await dispatcher.change_memory(resume)).values()) == {(True, "resumed: weights, kv_cache")}
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                assert (await Reading().read(await ask(other, shared))).tokens == [expected(shared, 8)]
+                break
+            except Unavailable:
+                await asyncio.sleep(0.01)
 
 
 async def test_an_ingress_taken_for_gone_gets_its_streams_back(cluster):

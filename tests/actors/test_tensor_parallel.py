@@ -30,6 +30,29 @@ def test_two_shards_say_what_one_says_and_die_together(app):
         app.wait_serving(1, "two")
 
 
+def test_memory_is_released_and_comes_back(app):
+    expected = app.complete(PROMPT, 32, model="two")["choices"][0]["text"]
+    assert app.complete(PROMPT, 32, model="one")["choices"][0]["text"] == expected
+    assert app.idle() and app.index_is_exact(views=2)
+    released = app.post("/release_memory_occupation", {})["replicas"]
+    assert len(released) == 2 and {said["message"] for said in released.values()} == {"released: weights, kv_cache, cuda_graph"}
+    for model in ("one", "two"):
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            app.complete(PROMPT, 4, model=model)
+        assert refusal.value.code == 503 and refusal.value.headers["Retry-After"]
+        assert "/resume_memory_occupation" in refusal.value.read().decode()
+    assert app.get("/ready")[0] == 200 and app.get("/health_generate", 30)[0] == 200
+    assert app.index_is_exact(views=2)
+    shown = json.loads(app.get("/v1/loads")[1])["loads"]
+    assert [load["memory"]["released"] for load in shown] == [["weights", "kv_cache", "cuda_graph"]] * 2
+    app.post("/resume_memory_occupation", {"model": "two", "tags": ["weights", "kv_cache"]})
+    app.post("/resume_memory_occupation", {})
+    for model in ("one", "two"):
+        for _ in range(2):
+            assert app.complete(PROMPT, 32, model=model)["choices"][0]["text"] == expected
+    assert app.idle() and app.index_is_exact(views=2)
+
+
 def test_models_are_chosen_by_name(app):
     names = [model["id"] for model in json.loads(app.get("/v1/models")[1])["data"]]
     assert names == ["one", "two"]

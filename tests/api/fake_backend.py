@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from raysgl.api.served_model import ServedModel
 from raysgl.logs import set_logs
-from raysgl.messages import Finish, Load, LogSettings, ProfileRequest, ReplicaFacts, SequenceOutput, TokenLogprob
+from raysgl.messages import Finish, Load, LogSettings, MemoryChange, ProfileRequest, ReplicaFacts, SequenceOutput, TokenLogprob
 from raysgl.sampling.params import SamplingParams
 
 
@@ -75,6 +75,7 @@ class FakeBackend:
         self.is_ready = True
         self.flushed: list[tuple[str | None, float]] = []
         self.profiles: list[tuple[ProfileRequest | None, str | None]] = []
+        self.memory_changes: list[tuple[MemoryChange, str | None]] = []
         self.log_changes: list[LogSettings] = []
         self.checked: list[str | None] = []
 
@@ -145,6 +146,10 @@ class FakeBackend:
 
     async def profile(self, request: ProfileRequest | None, model: str | None = None) -> dict[str, tuple[bool, str]]:
         self.profiles.append((request, model))
+        return {"replica-0": (self.is_ready, "said")}
+
+    async def change_memory(self, change: MemoryChange, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        self.memory_changes.append((change, model))
         return {"replica-0": (self.is_ready, "said")}
 
     async def set_logs(self, change: LogSettings) -> None:

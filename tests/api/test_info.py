@@ -7,7 +7,7 @@ import pytest
 from raysgl.api import probe
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.config import EngineConfig
-from raysgl.messages import Finish, LogSettings
+from raysgl.messages import Finish, Load, LogSettings, MemoryChange
 
 from .fake_backend import Script
 from .test_errors import error_of
@@ -69,7 +69,7 @@ async def test_loads(configured):
     assert (load["model"], load["replica"], load["dp_rank"]) == ("tiny", "replica-0", 0)
     assert (load["num_running_reqs"], load["num_waiting_reqs"]) == (3, 2)
     assert (load["token_usage"], load["cache_hit_rate"], load["num_used_tokens"]) == (0.2, 0.25, 320)
-    assert load["memory"] == {"token_capacity": 1600, "free_tokens": 800, "cached_tokens": 480, "hot_tokens": 0}
+    assert load["memory"] == {"token_capacity": 1600, "free_tokens": 800, "cached_tokens": 480, "hot_tokens": 0, "released": []}
     assert load["queues"] == {"waiting": 2, "expected_wait": 0.0, "full": False, "retractions": 0}
     (core,) = (await get(configured, "/v1/loads?include=core")).json()["loads"]
     assert "memory" not in core and "queues" not in core and core["num_running_reqs"] == 3
@@ -140,9 +140,38 @@ async def test_profile(configured):
     assert (await post(configured, "/start_profile", {})).status_code == 400
 
 
+async def test_memory(configured):
+    answer = await post(configured, "/release_memory_occupation", {"tags": ["kv_cache"], "model": "tiny"})
+    assert answer.json() == {"replicas": {"replica-0": {"ok": True, "message": "said"}}}
+    async with configured.client() as client:
+        assert (await client.post("/resume_memory_occupation")).status_code == 200
+    every = ["weights", "kv_cache", "cuda_graph"]
+    assert configured.backend.memory_changes == [(MemoryChange(True, ["kv_cache"]), "tiny"), (MemoryChange(False, every), None)]
+    configured.backend.is_ready = False
+    busy = await post(configured, "/release_memory_occupation", {"tags": None})
+    assert busy.status_code == 400 and busy.json()["error"]["code"] == "memory_unchanged"
+    assert busy.json()["replicas"] == {"replica-0": {"ok": False, "message": "said"}}
+    unknown = await post(configured, "/resume_memory_occupation", {"model": "x"})
+    assert unknown.status_code == 404 and len(configured.backend.memory_changes) == 3
+
+
+async def test_a_model_whose_memory_is_released_is_well(server, monkeypatch):
+    served = server(lambda *_: Script([], error=Unavailable("released")))
+    assert (await get(served, "/health_generate")).status_code == 503
+    monkeypatch.setattr(served.backend, "loads", lambda: {"tiny": {"replica-0": Load(released=("weights",))}})
+    assert (await get(served, "/health_generate")).status_code == 200
+    asked = await post(served, "/v1/completions", {"prompt": "x"})
+    assert asked.status_code == 503 and error_of(asked)["message"] == "released" and asked.headers["retry-after"] == "1"
+    assert (await get(served, "/v1/loads")).json()["loads"][0]["memory"]["released"] == ["weights"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
+        ("release_memory_occupation", {"tags": ["weights", "adapters"]}, "tags.1"),
+        ("release_memory_occupation", {"tags": []}, "tags"),
+        ("resume_memory_occupation", {"tags": "weights"}, "tags"),
+        ("resume_memory_occupation", {"level": 1}, "level"),
         ("start_profile", {"output_dir": "/etc"}, "output_dir"),
         ("start_profile", {"output_dir": "../x"}, "output_dir"),
         ("start_profile", {"activities": ["DISK"]}, "activities.0"),
@@ -157,7 +186,7 @@ async def test_profile(configured):
 async def test_what_is_wrong_is_named(configured, path, body, param):
     response = await post(configured, f"/{path}", body)
     assert response.status_code == 400 and error_of(response)["param"] == param
-    assert not configured.backend.profiles and not configured.backend.log_changes
+    assert not configured.backend.profiles and not configured.backend.log_changes and not configured.backend.memory_changes
 
 
 async def test_the_log_level_goes_everywhere(configured):

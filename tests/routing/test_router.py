@@ -188,6 +188,20 @@ def test_an_older_report_is_ignored():
     assert router.loads()["r0"].queued_tokens == 500
 
 
+def test_who_has_released_memory_gets_nothing():
+    asleep = load(released=("weights",), changes=1, steps=10)
+    router = router_of(2, r0=asleep)
+    cache(router, "r0", range(100, 140))
+    router.load("r0", 1, load(steps=10), 0.5)  # by another way, from before
+    request = prompt(100, 50, accepted=True)
+    assert choose(router, request).replica == "r1", "though r0 knows the prompt"
+    router.load("r1", 1, load(released=("kv_cache",), changes=1), 1.0)
+    assert router.choose([request], 1.0) == [Refusal("asleep", 1.0)]
+    assert router.choose([prompt(100, 50, exclude=frozenset({"r0", "r1"}))], 1.0) == [Refusal("none", 1.0)]
+    router.load("r0", 1, load(changes=2, steps=10), 2.0)
+    assert choose(router, request, 2.0).replica == "r0"
+
+
 def test_requests_that_arrive_together_with_a_new_prefix_follow_the_first():
     for seed in range(5):
         router = router_of(seed=seed)

@@ -71,6 +71,11 @@ class PoolingRunner(Launching):
             progress(0.0, "warming up")
         self._warm_up(limits)
 
+    @property
+    def model(self) -> torch.nn.Module:
+        """With its weights."""
+        return self._model
+
     def launch(self, plan: TextsPlan) -> LaunchedTexts:
         """Start a step. On a GPU it returns before the step has run."""
         self._use_threads()

@@ -183,6 +183,11 @@ class TextScheduler:
     def idle(self) -> bool:
         return not self._waiting
 
+    @property
+    def num_live(self) -> int:
+        """Texts that are computed or wait."""
+        return len(self._waiting) + len(self._running)
+
     # ---------------------------------------------------------------- steps
 
     def schedule(self) -> TextsStep | None:
