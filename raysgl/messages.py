@@ -130,6 +130,38 @@ class ChangeMemory(msgspec.Struct, array_like=True, tag=True):
     change: MemoryChange
 
 
+class WeightsUpdate(msgspec.Struct, array_like=True):
+    """Weights of a checkpoint on every shard's disk, of the same architecture. version: what they are called; None: as before.
+
+    abort_all: requests end; else what runs is waited for. flush_cache: drop the cached prefixes. recapture: CUDA graphs, which need
+    it not. empty_cache: torch gives back the memory that it keeps.
+    """
+
+    model_path: str
+    load_format: str = "auto"
+    version: str | None = None
+    abort_all: bool = False
+    flush_cache: bool = True
+    recapture: bool = False
+    empty_cache: bool = False
+
+
+class UpdateWeights(msgspec.Struct, array_like=True, tag=True):
+    """Every shard loads these weights. Answered with a `Done`."""
+
+    ingress: str
+    uid: int
+    update: WeightsUpdate
+
+
+class LoadedWeights(msgspec.Struct, array_like=True, frozen=True):
+    """What an update brought."""
+
+    model_path: str
+    load_format: str
+    version: str | None
+
+
 class LogSettings(msgspec.Struct, array_like=True):
     """How a process logs; None: as before. form: of a line. requests: whether requests are logged (`raysgl.api.request_log`),
     and in which detail. folder: where files go instead of stderr; only at the start."""
@@ -149,7 +181,7 @@ class SetLogs(msgspec.Struct, array_like=True, tag=True):
     change: LogSettings
 
 
-ShardCommand = Profile | SetLogs | ChangeMemory
+ShardCommand = Profile | SetLogs | ChangeMemory | UpdateWeights
 """What all shards of an engine carry out."""
 Command = FlushCache | ShardCommand
 ToEngine = Submit | Abort | AbortRequest | Hello | Command
@@ -293,8 +325,10 @@ class Load(msgspec.Struct, array_like=True):
     queue_seconds: float = 0.0
     full: bool = False
     released: tuple[MemoryTag, ...] = ()
+    weights: LoadedWeights | None = None
+    """None: those of the config."""
     changes: int = 0
-    """How often memory has been released or resumed: of two reports with as many steps, which one is newer."""
+    """How often memory or weights have changed: of two reports with as many steps, which one is newer."""
 
 
 class PagesStored(msgspec.Struct, array_like=True, tag="s"):

@@ -41,6 +41,7 @@ def fuzz(server: Server, options: argparse.Namespace, more: list[str]) -> int:
         *("--workers", "2"),
         *("--exclude-path", "/start_profile"),  # it would record every step from then on
         *("--exclude-path", "/release_memory_occupation"),  # nothing would be served from then on
+        *("--exclude-path", "/update_weights_from_disk"),  # "dummy" weights would be
         *("--continue-on-failure", "--warnings", "off", "--no-shrink"),
         *("--max-examples", "100000", "--suppress-health-check", "all"),
         *("--report-junit-path", str(options.report)),

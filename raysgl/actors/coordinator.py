@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import logging
 import time
+from collections import Counter
 
 import msgspec
 import ray
@@ -114,6 +115,12 @@ class CacheCoordinator:
         self._called()
         able = [info.replica for info in self._state.replicas(model) if not info.draining]
         return [self._handles[name] for name in able if name in self._handles]
+
+    async def weights(self, model: str) -> bytes:
+        """The `LoadedWeights` that most of the model's replicas have, or None: those of the config."""
+        self._called()
+        found = Counter(load.weights for load in self._state.loads().get(model, {}).values())
+        return msgspec.msgpack.encode(found.most_common(1)[0][0] if found else None)
 
     async def phase(self, replica: str, model: str, text: str) -> None:
         """A replica that is starting says what it is doing."""

@@ -19,6 +19,8 @@ from raysgl.messages import (
     Profile,
     ProfileRequest,
     SetLogs,
+    UpdateWeights,
+    WeightsUpdate,
 )
 
 FLUSH_RETRY_S = 0.1
@@ -51,6 +53,9 @@ class EngineCommands:
 
     async def change_memory(self, change: MemoryChange, model: str | None = None) -> dict[str, tuple[bool, str]]:
         return await self._each(model, lambda uid: ChangeMemory(self.name, uid, change))
+
+    async def update_weights(self, update: WeightsUpdate, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        return await self._each(model, lambda uid: UpdateWeights(self.name, uid, update))
 
     async def set_logs(self, change: LogSettings) -> None:
         set_logs(change)

@@ -75,7 +75,7 @@ class EngineOutbox:
         self._queue.put((message,))
 
     def tell_all_load(self, step: int, load: Load) -> None:
-        """What requests must know before the coordinator tells."""
+        """What ingresses must know before the coordinator tells them."""
         self._queue.put((StepOutput(self._replica, self._epoch, step, time.monotonic(), [], load),))
 
     def greet(self, hello: Hello) -> None:

@@ -17,7 +17,7 @@ from raysgl.engine.pooling.texts import TextScheduler, TextsConfig
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
 from raysgl.engine.watchdog import Vitals
 from raysgl.grammar.interface import Grammars
-from raysgl.messages import KVEvent, KVEvents, Load, Logs, SequenceOutput, SetLogs, ShardCommand
+from raysgl.messages import KVEvent, KVEvents, Load, LoadedWeights, Logs, SequenceOutput, SetLogs, ShardCommand
 from raysgl.routing.messages import Reply
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class EngineService:
         overlap: bool = True,
         grammars: Grammars | None = None,
         coordinator_shards: int = 1,
+        weights: LoadedWeights | None = None,
     ):
         if isinstance(config, TextsConfig):
             self.scheduler: Scheduler | TextScheduler = TextScheduler(config)
@@ -78,9 +79,10 @@ class EngineService:
             answer=self.outbox.answer,
             command=self._command,
             overlap=overlap,
+            weights=weights,
         )
         self._outputs: dict[str, list[SequenceOutput]] = {}
-        self._released: tuple[str, ...] = ()
+        self._changes = 0
         self._fatal = fatal
         self._carry_out = command
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -122,8 +124,8 @@ class EngineService:
         if self._outputs:
             self.outbox.emit(self._outputs, self.loop.progress, load)
             self._outputs = {}
-        if load.released != self._released:
-            self._released = load.released
+        if load.changes != self._changes:
+            self._changes = load.changes
             self.outbox.tell_all_load(self.loop.progress, load)
         self.publisher.publish(events, load)
 

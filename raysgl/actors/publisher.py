@@ -94,7 +94,7 @@ class EventPublisher:
         if not news and load == self.load and not self._unsent:
             return
         before = self.load
-        same = (load.running, load.waiting, load.released) == (before.running, before.waiting, before.released)
+        same = (load.running, load.waiting, load.changes) == (before.running, before.waiting, before.changes)
         self.load = load
         self._unsent = not news and same and time.monotonic() - self._sent_at < STEADY_S
         if not self._unsent:

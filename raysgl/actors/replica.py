@@ -12,6 +12,7 @@ import os
 import threading
 import time
 
+import msgspec
 import ray
 from ray import serve
 from ray.util import get_current_placement_group
@@ -22,10 +23,10 @@ from raysgl.actors import coordinator as coordination
 from raysgl.actors.errors import sentence
 from raysgl.actors.placement import bundle_order
 from raysgl.actors.shard import ModelShard, ShardSpec
-from raysgl.config import ModelConfig
+from raysgl.config import EngineConfig, ModelConfig
 from raysgl.engine.watchdog import Watchdog
 from raysgl.logs import set_logs
-from raysgl.messages import LogSettings
+from raysgl.messages import LoadedWeights, LogSettings
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class EngineReplica:
 
     async def _start(self, device: str) -> None:
         await self._coordinator.phase.remote(self._name, self._model.engine.name, "starting")
+        self._engine, self._weights = await self._others_weights()
         self._shards = self._create_shards(device)
         # From here on a dead shard ends this process too: callers fail now, and Serve starts the whole replica anew.
         self._starting = True
@@ -67,6 +69,17 @@ class EngineReplica:
         self._starting = False
         log.info("%s serves %s on %s", self._name, self._model.engine.name, facts.device)
 
+    async def _others_weights(self) -> tuple[EngineConfig, LoadedWeights | None]:
+        """What to start with: where the model's other replicas have had new weights, those."""
+        engine = self._model.engine
+        packed = await self._coordinator.weights.remote(engine.name)
+        weights = msgspec.msgpack.decode(packed, type=LoadedWeights | None)
+        if weights is None:
+            return engine, None
+        log.info("%s starts with the weights that the others have: %s", self._name, weights.model_path)
+        own = {"model_path": weights.model_path, "load_format": weights.load_format, "revision": None}
+        return engine.model_copy(update={**own, "served_model_name": engine.name}), weights
+
     def _create_shards(self, device: str) -> list[ray.actor.ActorHandle]:
         """One in each bundle. On GPUs Ray shows each the one of its bundle alone."""
         group = get_current_placement_group()
@@ -77,11 +90,12 @@ class EngineReplica:
                 self._application,
                 self._name,
                 self._epoch,
-                self._model.engine,
+                self._engine,
                 device,
                 rank,
                 self._logs,
                 self._coordinator_shards,
+                self._weights,
             )
             options = {
                 "num_cpus": self._model.num_cpus_per_shard,

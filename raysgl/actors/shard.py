@@ -34,7 +34,18 @@ from raysgl.engine.pooling.texts import TextsConfig
 from raysgl.engine.scheduler import SchedulerConfig
 from raysgl.engine.watchdog import Vitals
 from raysgl.logs import set_logs
-from raysgl.messages import ChangeMemory, KVEvents, Load, LogSettings, Profile, ReplicaFacts, SetLogs, ShardCommand
+from raysgl.messages import (
+    ChangeMemory,
+    KVEvents,
+    Load,
+    LoadedWeights,
+    LogSettings,
+    Profile,
+    ReplicaFacts,
+    SetLogs,
+    ShardCommand,
+    UpdateWeights,
+)
 from raysgl.routing import ReplicaInfo, Reply
 from raysgl.startup import StartupClock, described
 
@@ -63,6 +74,8 @@ class ShardSpec:
     rank: int
     logs: LogSettings
     coordinator_shards: int = 1
+    weights: LoadedWeights | None = None
+    """Where the other replicas have had new weights: `engine` says so too."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +167,10 @@ class ModelShard:
         """An `Offer`, if this shard has weights to lend."""
         return msgspec.msgpack.encode(self._lender.offer) if self._lender is not None and self._lender.able else None
 
-    async def lend(self, tensor: int, start: int, length: int) -> np.ndarray:
+    async def lend(self, tensor: int, start: int, length: int, name: str) -> np.ndarray:
         """See `Lender.read`. One at a time: the steps come first."""
         async with self._lending:
-            return await asyncio.to_thread(self._lender.read, tensor, start, length)
+            return await asyncio.to_thread(self._lender.read, tensor, start, length, name)
 
     async def small_files(self) -> dict[str, bytes]:
         """Rank 0: see `Lender`."""
@@ -213,6 +226,7 @@ class ModelShard:
         from raysgl.engine.pooling.runner import PoolingRunner
         from raysgl.engine.profiling import StepProfiler
         from raysgl.engine.runner import ModelRunner
+        from raysgl.engine.weight_update import WeightUpdater
         from raysgl.models.lending import lender_of
         from raysgl.models.pooling import pooling_spec
 
@@ -245,6 +259,7 @@ class ModelShard:
         if self._pooling is None and config.load_format != "dummy":
             self._lender = lender_of(inner.model, config, self._checkpoint, spec.rank)
         self._occupation = Occupation(inner, group, self._lender)
+        self._updater = WeightUpdater(inner, group, self._occupation, config, self._checkpoint, self._lender)
         # Weights and modules live as long as the process: the garbage collector need not walk them again.
         gc.collect()
         gc.freeze()
@@ -271,6 +286,7 @@ class ModelShard:
             overlap=spec.device == "cuda" and not config.disable_overlap_schedule,
             grammars=self._grammars,
             coordinator_shards=spec.coordinator_shards,
+            weights=spec.weights,
         )
         endpoint = self._service.inbox.endpoint
         self._clock.enter("serving")
@@ -319,16 +335,17 @@ class ModelShard:
         if isinstance(message, SetLogs):
             set_logs(message.change)
             return True, "logging was changed"
-        work = partial(self._profile if isinstance(message, Profile) else self._change_memory, message)
+        work = partial(self._carry_out, message)
         done = self._runner.call(work) if self._spec.device == "cpu" else work()
         if not done[0]:
             log.warning("rank %d: %s: %s", self._spec.rank, type(message).__name__, done[1])
         return done
 
-    def _profile(self, message: Profile) -> tuple[bool, str]:
-        return self._profiler.stop() if message.start is None else self._profiler.start(message.start)
-
-    def _change_memory(self, message: ChangeMemory) -> tuple[bool, str]:
+    def _carry_out(self, message: Profile | ChangeMemory | UpdateWeights) -> tuple[bool, str]:
+        if isinstance(message, Profile):
+            return self._profiler.stop() if message.start is None else self._profiler.start(message.start)
+        if isinstance(message, UpdateWeights):
+            return self._updater.update(message.update)
         change = message.change
         return self._occupation.release(change.tags) if change.release else self._occupation.resume(change.tags)
 

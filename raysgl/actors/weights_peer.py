@@ -87,7 +87,7 @@ def _borrow(
 
     def fetch(tensor: int, start: int, length: int) -> np.ndarray:
         try:
-            return shard.lend.remote(tensor, start, length).future().result(CHUNK_S)
+            return shard.lend.remote(tensor, start, length, offer.identity).future().result(CHUNK_S)
         except (RayError, TimeoutError) as problem:
             raise PeerLost(f"the replica that lent them is gone ({type(problem).__name__})") from None
 

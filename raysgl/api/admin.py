@@ -1,9 +1,10 @@
-"""What changes a running server: profiles of its steps, the memory it holds, how much it logs."""
+"""What changes a running server: profiles of its steps, its weights, the memory it holds, how much it logs."""
 
 from __future__ import annotations
 
 import time
 from pathlib import PurePosixPath
+from typing import Any
 
 import orjson
 from starlette.datastructures import Headers
@@ -18,13 +19,14 @@ from raysgl.api.protocol import (
     StartProfileRequest,
     StopProfileRequest,
     T,
+    UpdateWeightsRequest,
     parse_json,
     validate,
 )
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.config import EngineConfig
-from raysgl.messages import MEMORY_TAGS, LogSettings, MemoryChange, ProfileRequest
+from raysgl.messages import MEMORY_TAGS, LogSettings, MemoryChange, ProfileRequest, WeightsUpdate
 
 
 def start_profile(service: Service) -> Handler:
@@ -79,6 +81,28 @@ def _change_memory(service: Service, release: bool) -> Handler:
     return handle
 
 
+def update_weights(service: Service) -> Handler:
+    """The handler of POST /update_weights_from_disk."""
+
+    async def handle(headers: Headers, receive: Receive, reply: Reply) -> None:
+        request = await _read(headers, receive, UpdateWeightsRequest)
+        update = WeightsUpdate(
+            request.model_path,
+            request.load_format or "auto",
+            request.weight_version,
+            abort_all=request.abort_all_requests,
+            flush_cache=request.flush_cache,
+            recapture=request.recapture_cuda_graph,
+            empty_cache=request.torch_empty_cache,
+        )
+        done = await service.backend.update_weights(update, service.model(request.model).name)
+        messages = "; ".join(dict.fromkeys(message for _, message in done.values()))
+        shown = {"success": all(ok for ok, _ in done.values()), "message": messages}
+        await _answer(done, reply, "weights_unchanged", shown)
+
+    return handle
+
+
 def configure_logging(service: Service) -> Handler:
     """The handler of POST /configure_logging."""
 
@@ -120,11 +144,11 @@ def _folder(model: ServedModel, asked: str | None) -> str:
     return str(folder)
 
 
-async def _answer(done: dict[str, tuple[bool, str]], reply: Reply, failed: str) -> None:
-    """What each replica said. failed: the code of the error where one did not do it."""
+async def _answer(done: dict[str, tuple[bool, str]], reply: Reply, failed: str, more: dict[str, Any] | None = None) -> None:
+    """What each replica said, and `more`. failed: the code of the error where one did not do it."""
     if not done:
         raise unavailable("no replica is there")
     replicas = {replica: {"ok": ok, "message": message} for replica, (ok, message) in done.items()}
     problems = [f"{replica}: {message}" for replica, (ok, message) in done.items() if not ok]
     error = {"error": bad_request("; ".join(problems), code=failed).info()} if problems else {}
-    await reply.whole(orjson.dumps({"replicas": replicas} | error), 400 if problems else 200)
+    await reply.whole(orjson.dumps((more or {}) | {"replicas": replicas} | error), 400 if problems else 200)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from raysgl.api.served_model import ServedModel
-from raysgl.messages import Load, LogSettings, MemoryChange, ProfileRequest, ReplicaFacts, SequenceOutput
+from raysgl.messages import Load, LogSettings, MemoryChange, ProfileRequest, ReplicaFacts, SequenceOutput, WeightsUpdate
 from raysgl.sampling.params import SamplingParams
 
 
@@ -72,6 +72,10 @@ class Backend(Protocol):
     async def change_memory(self, change: MemoryChange, model: str | None = None) -> dict[str, tuple[bool, str]]:
         """Release or resume memory in every replica's shards. replica -> whether it did, and a sentence. While a replica has
         memory released, requests go to others; where all have, `submit` raises `Unavailable`."""
+
+    async def update_weights(self, update: WeightsUpdate, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        """Load other weights in every replica's shards. replica -> whether it has them, and a sentence. Returns when what runs has
+        ended; what comes meanwhile waits. From then on `loads` says so (`Load.weights`)."""
 
     async def set_logs(self, change: LogSettings) -> None:
         """Of every ingress and engine."""

@@ -143,6 +143,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              requests=(protocol.MemoryRequest,), response=responses.Commanded),
     Endpoint(path="/resume_memory_occupation", access=Access.ADMIN, handler=admin.resume_memory, body_limit=SMALL,
              requests=(protocol.MemoryRequest,), response=responses.Commanded),
+    Endpoint(path="/update_weights_from_disk", access=Access.ADMIN, handler=admin.update_weights, body_limit=SMALL,
+             requests=(protocol.UpdateWeightsRequest,), response=responses.WeightsUpdated),
     Endpoint(path="/configure_logging", access=Access.ADMIN, handler=admin.configure_logging, body_limit=SMALL,
              requests=(protocol.ConfigureLoggingRequest,), response=responses.Logging),
 

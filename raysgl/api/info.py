@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +27,8 @@ SECRET = ("api_key", "admin_api_key", "key_file", "keyfile", "password")
 
 async def model_info(service: Service, request: Request) -> Response:
     """A model's facts."""
-    return _json(_model_info(service.model(request.query_params.get("model"))))
+    model = service.model(request.query_params.get("model"))
+    return _json(_model_info(model, service.backend.loads().get(model.name, {}).values()))
 
 
 async def server_info(service: Service, request: Request) -> Response:
@@ -39,15 +41,17 @@ def _json(value: Any) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def _model_info(model: ServedModel) -> dict[str, Any]:
+def _model_info(model: ServedModel, loads: Iterable[Load]) -> dict[str, Any]:
+    """Where replicas have different weights, both names with a comma between: nobody is to take them for the same."""
     settings = _settings(model)
+    weights = dict.fromkeys(_weights(model, load) for load in loads) or {_weights(model, Load()): None}
     return {
-        "model_path": model.model_path,
+        "model_path": ", ".join(dict.fromkeys(path for path, _ in weights)),
         "served_model_name": model.name,
         "tokenizer_path": settings.get("tokenizer_path") or model.model_path,
         "is_generation": model.pooling is None,
         "preferred_sampling_params": model.defaults or None,
-        "weight_version": "default",
+        "weight_version": ", ".join(dict.fromkeys(version for _, version in weights)),
         "load_format": settings.get("load_format", "auto"),
         "reasoning_parser": model.reasoning_parser,
         "tool_call_parser": model.tool_call_parser,
@@ -57,6 +61,13 @@ def _model_info(model: ServedModel) -> dict[str, Any]:
         "model_type": model.model_type,
         "architectures": list(model.architectures),
     }
+
+
+def _weights(model: ServedModel, load: Load) -> tuple[str, str]:
+    """A replica's: where they are from, and what they are called."""
+    if load.weights is None:
+        return model.model_path, "default"
+    return load.weights.model_path, load.weights.version or "default"
 
 
 def _server_info(service: Service, model: ServedModel) -> dict[str, Any]:
@@ -79,8 +90,11 @@ def _server_info(service: Service, model: ServedModel) -> dict[str, Any]:
 
 
 def _internal_state(model: ServedModel, replica: str, facts: ReplicaFacts, load: Load) -> dict[str, Any]:
+    path, version = _weights(model, load)
     return _settings(model) | {
         "replica": replica,
+        "model_path": path,
+        "weight_version": version,
         "node": facts.node,
         "device": facts.device,
         "world_size": facts.tp_size,

@@ -286,6 +286,19 @@ class MemoryRequest(BaseModel):
     tags: list[MemoryTag] | None = Field(None, min_length=1, description="which parts; default: all")
 
 
+class UpdateWeightsRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="which model; may be left out where one is served")
+    model_path: str = Field(min_length=1, description="a checkpoint on every node's disk, of the same architecture")
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] | None = None
+    weight_version: str | None = Field(None, description="what /model_info calls these weights; default: as before")
+    abort_all_requests: bool = Field(False, description="else what runs is waited for")
+    flush_cache: bool = Field(True, description="drop the cached prefixes")
+    torch_empty_cache: bool = Field(False, description="give back GPU memory that torch keeps")
+    recapture_cuda_graph: bool = Field(False, description="capture CUDA graphs anew, which is not needed")
+
+
 class ConfigureLoggingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -154,6 +154,13 @@ class Commanded(BaseModel):
     replicas: dict[str, ReplicaSaid]
 
 
+class WeightsUpdated(Commanded):
+    """success: everywhere."""
+
+    success: bool
+    message: str
+
+
 class IndexCheck(BaseModel):
     """status: equal, different, or busy, where something could not be compared. See docs/routing.md."""
 

@@ -47,6 +47,9 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "profile_prefix": NOTHING,
     "merge_profiles": NOTHING,
     "detailed_annotations": NOTHING,
+    "is_async": NOTHING,
+    "keep_pause": NOTHING,
+    "token_step": (None, 0),
 }
 """name -> values that are the same as leaving it out."""
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from raysgl.engine.new_weights import NewWeights
 from raysgl.engine.outputs import Outputs
 from raysgl.engine.plan import PendingStep, Runner, StepPlan
 from raysgl.engine.rates import Rates
@@ -30,11 +31,13 @@ from raysgl.messages import (
     FlushCache,
     KVEvent,
     Load,
+    LoadedWeights,
     PagesStored,
     SequenceOutput,
     ShardCommand,
     Submit,
     ToEngine,
+    UpdateWeights,
 )
 from raysgl.sampling.token_masks import TokenMasks
 
@@ -71,6 +74,8 @@ class Planner(Protocol):
     (`raysgl.engine.pooling.texts.TextScheduler`)."""
 
     outputs: Outputs
+    paused: bool
+    """Set from outside: begin nothing new. What runs goes on to its end, what comes waits."""
 
     @property
     def idle(self) -> bool:
@@ -79,6 +84,10 @@ class Planner(Protocol):
     @property
     def num_live(self) -> int:
         """Sequences, or texts, that run or wait."""
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing has begun and not ended."""
 
     def add(self, submit: Submit) -> None: ...
 
@@ -90,6 +99,9 @@ class Planner(Protocol):
 
     def flush(self) -> tuple[bool, str]:
         """Drop what is cached: whether it was done, and a sentence about it."""
+
+    def drop_cached(self) -> None:
+        """The same while nothing runs, though something may wait."""
 
     def schedule(self) -> Any:
         """The next step (a `PlannedStep`); None: there is nothing to run now."""
@@ -122,6 +134,7 @@ class EngineLoop:
     publish(events, load): cache events and load, for the coordinator; cheap, called once a round.
     command(message): has every shard carry out a command: whether it was done, and a sentence about it.
     answer(ingress, message): replies to a command.
+    weights: what it was started with, if that is not what its config says.
     """
 
     def __init__(
@@ -135,12 +148,14 @@ class EngineLoop:
         answer: Callable[[str, Done], None] | None = None,
         command: Callable[[ShardCommand], tuple[bool, str]] | None = None,
         overlap: bool = True,
+        weights: LoadedWeights | None = None,
     ):
         self.scheduler = scheduler
         self._runner = runner
         self._receive, self._emit, self._publish, self._broadcast, self._answer = receive, emit, publish, broadcast, answer
         self._command = command or (lambda message: (False, "this engine takes no commands"))
         self._released = Released(scheduler, self._command)
+        self._new_weights = NewWeights(scheduler, self._command, weights)
         self._depth = 1 if overlap else 0
         self._launched: deque[tuple[PlannedStep, PendingStep]] = deque()
         self._guided: PlannedStep | None = None
@@ -180,7 +195,8 @@ class EngineLoop:
             step_seconds=rates.step_seconds,
             ttft=rates.ttft,
             released=self._released.tags,
-            changes=self._released.changes,
+            weights=self._new_weights.loaded,
+            changes=self._released.changes + self._new_weights.changes,
         )
 
     def stop(self) -> None:
@@ -201,6 +217,7 @@ class EngineLoop:
     def run_once(self, idle_wait: float = 0.0) -> bool:
         """One round. Returns whether anything was launched or taken in."""
         self._take_in_messages(idle_wait if self.idle else STALL_S if self._stalled else 0.0)
+        self._renew_weights()
         launched = self._launch_next()
         finished = False
         while self._launched and (not launched or len(self._launched) > self._depth):
@@ -236,11 +253,29 @@ class EngineLoop:
                 self.scheduler.abort_request(message.ingress, message.request_id)
             elif isinstance(message, FlushCache):
                 self._reply(message, self.scheduler.flush())
+            elif isinstance(message, UpdateWeights):
+                if "weights" in self._released.tags:
+                    self._reply(message, (False, "the weights are released; POST /resume_memory_occupation first"))
+                elif not self._new_weights.begin(message):
+                    self._reply(message, (False, "another update of the weights is waiting"))
+                self._renew_weights()
             elif isinstance(message, ShardCommand):
                 self._commanded = True  # writing a trace takes as long as it takes
                 self._reply(message, self._carry_out(message))
                 self._commanded = False
         return bool(messages)
+
+    def _renew_weights(self) -> None:
+        """If there are new ones, and nothing runs any more."""
+        if (message := self._new_weights.waiting) is None or not self._new_weights.ready:
+            return
+        while self._launched:
+            self._take_in_result()
+        self._commanded = True
+        done = self._new_weights.finish()
+        self._flush_outputs()
+        self._reply(message, done)
+        self._commanded = False
 
     def _carry_out(self, message: ShardCommand) -> tuple[bool, str]:
         if not isinstance(message, ChangeMemory):

@@ -8,7 +8,6 @@ everything is there again.
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -18,8 +17,6 @@ from torch import nn
 from raysgl.distributed import TPGroup
 from raysgl.models import ModelError
 from raysgl.models.lending import Lender
-
-log = logging.getLogger(__name__)
 
 
 class Occupant(Protocol):
@@ -38,6 +35,9 @@ class Occupant(Protocol):
 
     def make_graphs(self) -> None: ...
 
+    def weights_changed(self) -> None:
+        """There are others in the same place."""
+
 
 class Occupation:
     """One shard's. All ranks must be told the same in the same order: they agree, and either all do it or none.
@@ -47,12 +47,12 @@ class Occupation:
 
     def __init__(self, runner: Occupant, tp: TPGroup, lender: Lender | None = None):
         self._runner, self._tp, self._lender = runner, tp, lender
-        self._released: set[str] = set()
+        self.released: set[str] = set()
         self._weights: dict[nn.Parameter, torch.Tensor] = {}
 
     def release(self, tags: Iterable[str]) -> tuple[bool, str]:
         """Whether all ranks have, and why not."""
-        tags = {*tags} - self._released
+        tags = {*tags} - self.released
         why, kept = "", {}
         if "weights" in tags:
             try:
@@ -70,13 +70,13 @@ class Occupation:
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         if "kv_cache" in tags:
             self._runner.drop_cache()
-        self._released |= tags
-        self._free()
+        self.released |= tags
+        self.free()
         return True, ""
 
     def resume(self, tags: Iterable[str]) -> tuple[bool, str]:
         """The same. Where memory is short everything stays released."""
-        tags = {*tags} & self._released
+        tags = {*tags} & self.released
         why = ""
         try:
             if "weights" in tags:
@@ -88,7 +88,7 @@ class Occupation:
         if self._runner.device.type == "cuda":
             torch.cuda.synchronize(self._runner.device)  # steps have a stream of their own
         done = self._agree(why)
-        if done and not self._released - tags:
+        if done and not self.released - tags:
             try:
                 self._runner.make_graphs()
             except ModelError as error:
@@ -97,7 +97,7 @@ class Occupation:
         if not done:
             self._undo(tags)
             return False, why or OTHER
-        self._released -= tags
+        self.released -= tags
         if "weights" in tags:
             self._weights = {}
             if self._lender is not None:
@@ -120,14 +120,12 @@ class Occupation:
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         if "kv_cache" in tags:
             self._runner.drop_cache()
-        self._free()
+        self.free()
 
     def _agree(self, why: str) -> bool:
-        if why:
-            log.error("%s", why)
         return self._tp.agree(not why, self._runner.device)
 
-    def _free(self) -> None:
+    def free(self) -> None:
         """What nobody holds goes back to the device, cycles of what was frozen after the start too."""
         gc.unfreeze()
         gc.collect()

@@ -174,10 +174,16 @@ class ModelRunner(Launching):
         """The KV cache, empty, and the attention that works on it. Raises `ModelError`."""
         with memory.explaining("allocating the KV cache", self._less(), self.device):
             self._cache = self._new_cache(self.num_pages)
-        if self._cache.scales is not None:
-            for place, scale in self._model.kv_scales.items():
-                self._cache.scales[place] = scale
+        self.weights_changed()
         self._attention = self._new_attention(self._cache)
+
+    def weights_changed(self) -> None:
+        """A cache in 8 bits takes the scales of the weights that are there now."""
+        cache = vars(self).get("_cache")
+        if cache is not None and cache.scales is not None:
+            cache.scales.fill_(1.0)
+            for place, scale in self._model.kv_scales.items():
+                cache.scales[place] = scale
 
     def drop_cache(self) -> None:
         """The graphs must have gone before."""

@@ -61,6 +61,8 @@ class Scheduler:
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self._free_slots = list(range(config.max_running - 1, -1, -1))
         self.outputs = Outputs()
+        self.paused = False
+        """Begins nothing new: what runs goes on to its end, what comes waits."""
         self._groups = GroupFinder(config.page_size) if config.group_prefixes else None
         self._arrivals = itertools.count(1)
         self._clock = clock
@@ -116,8 +118,17 @@ class Scheduler:
         """Drop the cached prefixes; refused while anything runs or waits."""
         if self.num_live:
             return False, f"{self.num_live} sequences are running or waiting"
-        self.pool.free(self.tree.clear())
+        self.drop_cached()
         return True, "cache flushed"
+
+    def drop_cached(self) -> None:
+        """While nothing runs."""
+        self.pool.free(self.tree.clear())
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing has begun and not ended."""
+        return not self.running and not self.waiting.begun()
 
     @property
     def idle(self) -> bool:
@@ -141,7 +152,7 @@ class Scheduler:
             self._take_in_grammars()
         for seq in self.deadlines.missed(self._clock()):
             self._drop(seq, Finish("abort", message="it waited until its deadline could not be met any more", status=504))
-        if len(self.waiting):
+        if len(self.waiting) and not self.paused:
             self._preempt()
         builder = PlanBuilder()
         self._plan_decodes(builder)
@@ -244,7 +255,7 @@ class Scheduler:
         """Take waiting sequences in the policy's order while slots, pages and the step's tokens last."""
         chunked = self.config.step_tokens > 0
         reserved = -1
-        for seq in self.waiting.candidates(self._cached_tokens):
+        for seq in self.waiting.begun() if self.paused else self.waiting.candidates(self._cached_tokens):
             if not self._free_slots or (chunked and self._prefill_room(builder) <= 0):
                 return
             if seq.num_pending:  # retracted a moment ago; its last token is not known yet

@@ -74,6 +74,11 @@ class WaitingQueue:
         """All, in the reverse order of their turns."""
         return sorted(self._items, key=_place, reverse=True)
 
+    def begun(self) -> list[Sequence]:
+        """Those that have been retracted, in the order of their turns."""
+        self._sort()
+        return [seq for seq in self._items if seq.retractions]
+
     def candidates(self, cached_tokens: Callable[[Sequence], int]) -> Iterator[Sequence]:
         """Sequences in the order to try them; the caller may remove the one it was given."""
         self._sort()

@@ -60,7 +60,7 @@ class Lender:
     """
 
     def __init__(self, model: nn.Module, source: str, identity: str, folder: Path, rank: int, tp_size: int):
-        self._model, self._lock = model, threading.Lock()
+        self._model, self._folder, self._lock = model, folder, threading.Lock()
         tensors = _tensors(model)
         self.small_files = _small_files(folder) if rank == 0 else {}
         scales = [(layer, kind, scale) for (layer, kind), scale in model.kv_scales.items()]
@@ -82,10 +82,30 @@ class Lender:
         """The parameters are as they were."""
         self._list = list(_tensors(self._model).values())
 
-    def read(self, index: int, start: int, length: int) -> np.ndarray:
+    def become(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        """The parameters are another checkpoint's now. It lends on, unless the files have changed or gone since."""
+        try:
+            name, small = identity(checkpoint), _small_files(checkpoint.folder)
+        except OSError:
+            return
+        scales = [(layer, kind, scale) for (layer, kind), scale in self._model.kv_scales.items()]
+        self.offer = msgspec.structs.replace(self.offer, source=source_of(config), identity=name, kv_scales=scales)
+        self.small_files = small if self.offer.rank == 0 else {}
+        self.go_on()
+
+    def is_of(self, checkpoint: Checkpoint) -> bool:
+        """Whether these files are what is lent."""
+        try:
+            return identity(checkpoint) == self.offer.identity
+        except OSError:
+            return False
+
+    def read(self, index: int, start: int, length: int, name: str | None = None) -> np.ndarray:
         """On a CPU the parameter's own memory. On a GPU a copy, by the copy engine, which steps do not need. Raises `PeerLost` while
-        it is paused."""
+        it is paused, and where it lends no more what it offered under the identity `name`."""
         with self._lock:
+            if name not in (None, self.offer.identity):
+                raise PeerLost("it has other weights now")
             return self._read(index, start, length)
 
     def _read(self, index: int, start: int, length: int) -> np.ndarray:

@@ -61,14 +61,39 @@ def load_model(
         except PeerLost as problem:
             log.warning("rank %d: %s; its weights come from the disk instead", tp.rank, problem)
             checkpoint = checkpoint.peer.otherwise()
+    if checkpoint.weights == "dummy" and engine_config.load_format != "dummy":
+        raise ModelError("the checkpoint was resolved without its weights")
+    fill(model, checkpoint, engine_config.random_seed, progress)
+    return model.eval()
+
+
+def fill(model: nn.Module, checkpoint: Checkpoint, seed: int, progress: Progress | None = None) -> None:
+    """All parameters, in place, and `kv_scales`. Raises `ModelError` and OSError; before it has begun, where `check` does. seed: of
+    random weights."""
+    source = _source(model, checkpoint)
+    if source is None:
+        weights.fill_random(model, seed, progress)
+        return
+    weights.load(model, source, progress)
+    if hasattr(model, "kv_scales"):
+        model.kv_scales = weights.kv_scales(source) if checkpoint.weights == "safetensors" else {}
+
+
+def check(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raises `ModelError` for a checkpoint whose tensors are not this model's."""
+    if (source := _source(model, checkpoint)) is not None:
+        weights.check(model, source)
+
+
+def _source(model: nn.Module, checkpoint: Checkpoint) -> weights.TensorSource | None:
+    """None: there are no files, weights are made at random."""
+    source: weights.TensorSource
     if checkpoint.weights == "dummy":
-        if engine_config.load_format != "dummy":
-            raise ModelError("the checkpoint was resolved without its weights")
-        weights.fill_random(model, engine_config.random_seed, progress)
-    elif checkpoint.weights == "gguf":
-        weights.load(model, weights.GGUFSource(checkpoint.files[0], checkpoint.folder), progress)
+        return None
+    if checkpoint.weights == "peer":
+        raise ModelError("the weights came from a live replica, and there are no files of them")
+    if checkpoint.weights == "gguf":
+        source = weights.GGUFSource(checkpoint.files[0], checkpoint.folder)
     else:
         source = weights.SafetensorsSource(checkpoint.files)
-        weights.load(model, source, progress)
-        model.kv_scales = weights.kv_scales(source)
-    return model.eval()
+    return model.named(source) if hasattr(model, "named") else source

@@ -14,7 +14,7 @@ from torch import nn
 from raysgl.config import EngineConfig
 from raysgl.distributed import single
 from raysgl.kernels.attention.whole import WholeAttention, WholeBatch
-from raysgl.models import weights
+from raysgl.models import loader, weights
 from raysgl.models.bert import Linear
 from raysgl.models.checkpoint import Checkpoint
 from raysgl.models.encoder_config import EncoderConfig
@@ -48,6 +48,10 @@ class PooledModel(nn.Module):
             self.dense = Linear(build, config.hidden_size, config.hidden_size) if encoder else None
             self.out = Linear(build, config.hidden_size, spec.size, bias=encoder)
 
+    def named(self, source: weights.TensorSource) -> weights.TensorSource:
+        """With its own names for a checkpoint's tensors."""
+        return _Named(source, self)
+
     @torch.inference_mode()
     def forward(self, batch: WholeBatch) -> torch.Tensor:
         self.attention.plan(batch)
@@ -78,12 +82,7 @@ def load_pooled(
     """The whole model, on the device. Raises `ModelError` for checkpoints that do not fit their config."""
     build = Build(single(), dtype, torch.device(device))
     model = PooledModel(checkpoint.config(), spec, build, engine.context_length or spec.max_length)
-    if checkpoint.weights == "dummy":
-        weights.fill_random(model, engine.random_seed, progress)
-    elif checkpoint.weights == "gguf":
-        weights.load(model, _Named(weights.GGUFSource(checkpoint.files[0], checkpoint.folder), model), progress)
-    else:
-        weights.load(model, _Named(weights.SafetensorsSource(checkpoint.files), model), progress)
+    loader.fill(model, checkpoint, engine.random_seed, progress)
     return model.eval()
 
 

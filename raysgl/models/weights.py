@@ -84,8 +84,7 @@ class GGUFSource:
 
 def load(model: nn.Module, source: TensorSource, progress: Progress | None = None) -> None:
     """Fill every parameter. Raises `ModelError` naming the tensors that are missing, too many or of another shape."""
-    table = checkpoint_table(model)
-    _check(table, source.shapes, model)
+    table = check(model, source)
     pieces = [table[name] for name in source.shapes if name in table]
     chunks = [chunk for piece in pieces if piece.length for chunk in source.chunks(piece)]
     fill(model, chunks, "loading weights", progress)
@@ -122,8 +121,9 @@ def kv_scales(source: TensorSource) -> dict[tuple[int, int], float]:
     return found
 
 
-def _check(table: dict[str, Piece], shapes: dict[str, tuple[int, ...]], model: nn.Module) -> None:
-    kind = type(model).__name__
+def check(model: nn.Module, source: TensorSource) -> dict[str, Piece]:
+    """Where each of the source's tensors goes. Raises `ModelError` as `load` does."""
+    table, shapes, kind = checkpoint_table(model), source.shapes, type(model).__name__
     missing = [name for name in table if name not in shapes]
     if missing:
         raise ModelError(f"the checkpoint lacks {_listed(missing)}, which {kind} needs")
@@ -137,6 +137,7 @@ def _check(table: dict[str, Piece], shapes: dict[str, tuple[int, ...]], model: n
     ]
     if wrong:
         raise ModelError(f"the checkpoint's tensors do not have the shapes of its config.json: {_listed(wrong)}")
+    return table
 
 
 def _ignorable(name: str, table: dict[str, Piece]) -> bool:

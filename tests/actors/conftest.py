@@ -31,6 +31,17 @@ def served_checkpoint(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def other_checkpoint(served_checkpoint):
+    """The same model with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(served_checkpoint, served_checkpoint.with_name("other-llama"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.flip(0).contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def local_ray():
     """Ray and Serve's proxy on a port of its own, for everything in this folder."""
     import ray

@@ -53,6 +53,22 @@ def test_memory_is_released_and_comes_back(app):
     assert app.idle() and app.index_is_exact(views=2)
 
 
+def test_new_weights_for_all_shards(app, served_checkpoint, other_checkpoint):
+    def text(model):
+        return app.complete(PROMPT, 32, model=model)["choices"][0]["text"]
+
+    before = text("two")
+    for folder in (other_checkpoint, served_checkpoint):
+        for model in ("one", "two"):
+            assert app.post("/update_weights_from_disk", {"model": model, "model_path": str(folder)})["success"]
+        assert text("one") == text("two")
+        assert (text("two") == before) == (folder == served_checkpoint)
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        app.post("/update_weights_from_disk", {"model": "two", "model_path": "/nowhere"})
+    assert refusal.value.code == 400 and "'/nowhere' does not exist" in refusal.value.read().decode()
+    assert text("two") == before
+
+
 def test_models_are_chosen_by_name(app):
     names = [model["id"] for model in json.loads(app.get("/v1/models")[1])["data"]]
     assert names == ["one", "two"]

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 
 from raysgl.api.served_model import ServedModel
 from raysgl.logs import set_logs
-from raysgl.messages import Finish, Load, LogSettings, MemoryChange, ProfileRequest, ReplicaFacts, SequenceOutput, TokenLogprob
+from raysgl.messages import (
+    Finish,
+    Load,
+    LogSettings,
+    MemoryChange,
+    ProfileRequest,
+    ReplicaFacts,
+    SequenceOutput,
+    TokenLogprob,
+    WeightsUpdate,
+)
 from raysgl.sampling.params import SamplingParams
 
 
@@ -76,6 +86,7 @@ class FakeBackend:
         self.flushed: list[tuple[str | None, float]] = []
         self.profiles: list[tuple[ProfileRequest | None, str | None]] = []
         self.memory_changes: list[tuple[MemoryChange, str | None]] = []
+        self.weight_updates: list[tuple[WeightsUpdate, str | None]] = []
         self.log_changes: list[LogSettings] = []
         self.checked: list[str | None] = []
 
@@ -150,6 +161,10 @@ class FakeBackend:
 
     async def change_memory(self, change: MemoryChange, model: str | None = None) -> dict[str, tuple[bool, str]]:
         self.memory_changes.append((change, model))
+        return {"replica-0": (self.is_ready, "said")}
+
+    async def update_weights(self, update: WeightsUpdate, model: str | None = None) -> dict[str, tuple[bool, str]]:
+        self.weight_updates.append((update, model))
         return {"replica-0": (self.is_ready, "said")}
 
     async def set_logs(self, change: LogSettings) -> None:

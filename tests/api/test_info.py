@@ -7,7 +7,7 @@ import pytest
 from raysgl.api import probe
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.config import EngineConfig
-from raysgl.messages import Finish, Load, LogSettings, MemoryChange
+from raysgl.messages import Finish, Load, LoadedWeights, LogSettings, MemoryChange, WeightsUpdate
 
 from .fake_backend import Script
 from .test_errors import error_of
@@ -155,6 +155,48 @@ async def test_memory(configured):
     assert unknown.status_code == 404 and len(configured.backend.memory_changes) == 3
 
 
+async def test_update_weights(configured, monkeypatch):
+    answer = await post(configured, "/update_weights_from_disk", {"model_path": "/new", "weight_version": "7"})
+    assert answer.json() == {"success": True, "message": "said", "replicas": {"replica-0": {"ok": True, "message": "said"}}}
+    every = {"abort_all_requests": True, "flush_cache": False, "torch_empty_cache": True, "recapture_cuda_graph": True}
+    plain = {"load_format": "safetensors", "is_async": False, "keep_pause": None, "token_step": 0, "model": "tiny"}
+    assert (await post(configured, "/update_weights_from_disk", {"model_path": "/new"} | every | plain)).status_code == 200
+    assert configured.backend.weight_updates == [
+        (WeightsUpdate("/new", version="7"), "tiny"),
+        (WeightsUpdate("/new", "safetensors", None, True, False, True, True), "tiny"),
+    ]
+    configured.backend.is_ready = False
+    failed = await post(configured, "/update_weights_from_disk", {"model_path": "/new"})
+    assert failed.status_code == 400 and failed.json()["success"] is False
+    assert failed.json()["error"]["message"] == "replica-0: said" and failed.json()["error"]["code"] == "weights_unchanged"
+    monkeypatch.setattr(configured.backend, "update_weights", no_replica)
+    assert (await post(configured, "/update_weights_from_disk", {"model_path": "/new"})).status_code == 503
+
+
+async def no_replica(update, model):
+    return {}
+
+
+async def test_new_weights_are_shown(configured, monkeypatch):
+    async def shown(**loads):
+        monkeypatch.setattr(configured.backend, "loads", lambda: {"tiny": loads})
+        found = (await get(configured, "/model_info")).json()
+        return found["model_path"], found["weight_version"]
+
+    old, new, named = (
+        Load(),
+        Load(weights=LoadedWeights("/new", "auto", None)),
+        Load(weights=LoadedWeights("/new", "auto", "7")),
+    )
+    assert await shown() == await shown(a=old) == ("/models/tiny", "default")
+    assert await shown(a=new, b=new) == ("/new", "default")
+    assert await shown(a=named) == ("/new", "7")
+    assert await shown(a=old, b=named) == ("/models/tiny, /new", "default, 7")
+    await shown(**{"replica-0": named})
+    (state,) = (await get(configured, "/server_info")).json()["internal_states"]
+    assert (state["model_path"], state["weight_version"], state["released_memory"]) == ("/new", "7", [])
+
+
 async def test_a_model_whose_memory_is_released_is_well(server, monkeypatch):
     served = server(lambda *_: Script([], error=Unavailable("released")))
     assert (await get(served, "/health_generate")).status_code == 503
@@ -172,6 +214,13 @@ async def test_a_model_whose_memory_is_released_is_well(server, monkeypatch):
         ("release_memory_occupation", {"tags": []}, "tags"),
         ("resume_memory_occupation", {"tags": "weights"}, "tags"),
         ("resume_memory_occupation", {"level": 1}, "level"),
+        ("update_weights_from_disk", {}, "model_path"),
+        ("update_weights_from_disk", {"model_path": ""}, "model_path"),
+        ("update_weights_from_disk", {"model_path": "/new", "load_format": "pt"}, "load_format"),
+        ("update_weights_from_disk", {"model_path": "/new", "is_async": True}, "is_async"),
+        ("update_weights_from_disk", {"model_path": "/new", "keep_pause": True}, "keep_pause"),
+        ("update_weights_from_disk", {"model_path": "/new", "token_step": 5}, "token_step"),
+        ("update_weights_from_disk", {"model_path": "/new", "manifest": {}}, "manifest"),
         ("start_profile", {"output_dir": "/etc"}, "output_dir"),
         ("start_profile", {"output_dir": "../x"}, "output_dir"),
         ("start_profile", {"activities": ["DISK"]}, "activities.0"),
@@ -186,7 +235,8 @@ async def test_a_model_whose_memory_is_released_is_well(server, monkeypatch):
 async def test_what_is_wrong_is_named(configured, path, body, param):
     response = await post(configured, f"/{path}", body)
     assert response.status_code == 400 and error_of(response)["param"] == param
-    assert not configured.backend.profiles and not configured.backend.log_changes and not configured.backend.memory_changes
+    assert not configured.backend.profiles and not configured.backend.log_changes
+    assert not configured.backend.memory_changes and not configured.backend.weight_updates
 
 
 async def test_the_log_level_goes_everywhere(configured):
@@ -196,6 +246,17 @@ async def test_the_log_level_goes_everywhere(configured):
 
 async def test_the_docs_list_all(server):
     schema = (await get(server(), "/openapi.json")).json()
-    for path in ("/generate", "/model_info", "/server_info", "/v1/loads", "/health_generate", "/start_profile", "/invocations"):
+    for path in (
+        "/generate",
+        "/model_info",
+        "/server_info",
+        "/v1/loads",
+        "/health_generate",
+        "/start_profile",
+        "/invocations",
+        "/release_memory_occupation",
+        "/resume_memory_occupation",
+        "/update_weights_from_disk",
+    ):
         assert path in schema["paths"]
     assert schema["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]

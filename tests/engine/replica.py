@@ -8,7 +8,8 @@ from raysgl.engine.loop import EngineLoop
 from raysgl.engine.occupation import Occupation
 from raysgl.engine.runner import ModelRunner
 from raysgl.engine.scheduler import Scheduler, SchedulerConfig
-from raysgl.messages import Done, Submit, pack_ids
+from raysgl.engine.weight_update import WeightUpdater
+from raysgl.messages import Done, Submit, UpdateWeights, pack_ids
 from raysgl.sampling.params import SamplingParams
 
 PAGE = 4
@@ -26,7 +27,7 @@ class Replica:
         self.scheduler = Scheduler(
             SchedulerConfig(size, runner.num_pages, runner.context_length, runner.max_running, 100, 64), self.record
         )
-        self.occupation = Occupation(runner, self.group)
+        self.use(self.group)
         self.events, self.answers, self.inbox, self.outputs = [], [], [], []
         self.loop = EngineLoop(
             self.scheduler,
@@ -41,7 +42,15 @@ class Replica:
     def record(self, event):
         self.events.append(event)
 
+    def use(self, group, lender=None):
+        """What carries the commands out, of a rank of this group."""
+        self.occupation = Occupation(self.runner, group, lender)
+        checkpoint = models.resolve(self.config.model_path)
+        self.updater = WeightUpdater(self.runner, group, self.occupation, self.config, checkpoint, lender)
+
     def carry_out(self, message):
+        if isinstance(message, UpdateWeights):
+            return self.updater.update(message.update)
         change = message.change
         return self.occupation.release(change.tags) if change.release else self.occupation.resume(change.tags)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysgl.engine.occupation import OTHER, Occupation
+from raysgl.engine.occupation import OTHER
 from raysgl.kernels.attention import kv_cache
 from raysgl.messages import MEMORY_TAGS, CacheCleared, ChangeMemory, MemoryChange
 from raysgl.models import ModelError, resolve
@@ -131,7 +131,7 @@ class Disagreeing:
 def test_all_ranks_do_it_or_none(tiny_checkpoint):
     replica = Replica(tiny_checkpoint("llama"))
     expected = replica.greedy(PROMPT)
-    replica.occupation = Occupation(replica.runner, Disagreeing())
+    replica.use(Disagreeing())
     done = replica.tell(release())
     assert (done.ok, done.message) == (False, f"not released: {OTHER}")
     assert replica.greedy(PROMPT) == expected
@@ -141,7 +141,7 @@ def test_released_weights_are_not_lent(tiny_checkpoint):
     folder = tiny_checkpoint("llama")
     replica = Replica(folder)
     lender = lender_of(replica.runner.model, replica.config, resolve(str(folder)), 0)
-    replica.occupation = Occupation(replica.runner, replica.group, lender)
+    replica.use(replica.group, lender)
     part = bytes(lender.read(0, 0, 100))
     assert replica.tell(release()).ok and not lender.able
     with pytest.raises(PeerLost):

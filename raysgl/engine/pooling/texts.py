@@ -98,6 +98,8 @@ class TextScheduler:
     def __init__(self, config: TextsConfig):
         self.config = config
         self.outputs = Outputs()
+        self.paused = False
+        """Begins nothing new."""
         self.stats = Load(max_running=config.max_running)
         self._waiting: dict[tuple[str, int], Text] = {}
         self._line: list[Text] = []  # a heap; may have texts that wait no more
@@ -179,6 +181,14 @@ class TextScheduler:
         """There is no cache."""
         return True, "nothing is cached"
 
+    def drop_cached(self) -> None:
+        """There is nothing."""
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is being computed."""
+        return not self._running
+
     @property
     def idle(self) -> bool:
         return not self._waiting
@@ -192,6 +202,8 @@ class TextScheduler:
 
     def schedule(self) -> TextsStep | None:
         """The next step, or None when nothing waits."""
+        if self.paused:
+            return None
         now = time.monotonic()
         texts: list[Text] = []
         tokens = 0
