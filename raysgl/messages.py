@@ -154,12 +154,16 @@ class UpdateWeights(msgspec.Struct, array_like=True, tag=True):
     update: WeightsUpdate
 
 
+DEFAULT_VERSION = "default"
+"""What weights are called that nobody has given a name (SGLang's word)."""
+
+
 class LoadedWeights(msgspec.Struct, array_like=True, frozen=True):
     """What an update brought."""
 
     model_path: str
     load_format: str
-    version: str | None
+    version: str = DEFAULT_VERSION
 
 
 class LogSettings(msgspec.Struct, array_like=True):

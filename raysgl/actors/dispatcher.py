@@ -317,6 +317,8 @@ class Dispatcher(EngineCommands):
                 continue
             if not seq.placement.started:
                 seq.placement.started = True
+                if message.load is not None and message.load.weights is not None:
+                    seq.stream.weight_version = message.load.weights.version
                 self.mirror.first_token(seq.stream.model.name, seq.placement.ticket, time.monotonic())
             seq.stream.deliver(seq, output)
             if output.finish is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from raysgl.api.served_model import ServedModel
-from raysgl.messages import Finish, SequenceOutput
+from raysgl.messages import DEFAULT_VERSION, Finish, SequenceOutput
 from raysgl.sampling.params import SamplingParams
 
 
@@ -62,6 +62,7 @@ class Stream:
         self.first_segment = first_segment
         self.sequences = [LiveSequence(self, i) for i in range(sampling.n)]
         self.came_at = time.monotonic()
+        self.weight_version = DEFAULT_VERSION
         self.accepted = False
         """A replica had it, and lost it: it is not refused any more because queues are full."""
         self.deadline = None if timeout_s is None else self.came_at + timeout_s

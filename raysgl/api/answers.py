@@ -179,7 +179,7 @@ class Answer(ABC):
                     for index, said in sorted(self._collected.items())
                 ],
                 "usage": orjson.Fragment(self.usage()),
-                "metadata": {"weight_version": "default"},
+                "metadata": {"weight_version": self.generation.weight_version(0)},
             }
             | extras.of_answer(self)
         )

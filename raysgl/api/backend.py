@@ -23,7 +23,9 @@ class Unavailable(Exception):
 
 
 class OutputStream(Protocol):
-    """Outputs of one submitted prompt: `sampling.n` sequences."""
+    """Outputs of one submitted prompt: `sampling.n` sequences. weight_version: of the weights that make them, once there are some."""
+
+    weight_version: str
 
     async def get(self) -> Sequence[tuple[int, SequenceOutput]]:
         """Wait for news, then return all that has arrived since the last call, as (sequence index, output).

@@ -136,7 +136,7 @@ def meta_info(generation: Generation, index: int, last: Piece) -> dict[str, Any]
         "id": prompt.request_id or generation.job.request_id,
         "finish_reason": _finish_reason(generation, index, last),
         "prompt_tokens": len(prompt.input_ids),
-        "weight_version": "default",
+        "weight_version": generation.weight_version(number),
         "num_retractions": last.retractions,
         "completion_tokens": generation.num_tokens(index),
         "reasoning_tokens": generation.reasoning_tokens(index),

@@ -15,7 +15,7 @@ from raysgl.api.metric_table import ModelStats
 from raysgl.api.sequence_text import Piece, SequenceText
 from raysgl.api.served_model import ServedModel
 from raysgl.api.tally import Tally
-from raysgl.messages import SequenceOutput, TokenLogprob
+from raysgl.messages import DEFAULT_VERSION, SequenceOutput, TokenLogprob
 from raysgl.sampling.params import SamplingParams
 
 
@@ -121,6 +121,11 @@ class Generation:
     def cached_tokens(self, prompt: int) -> int:
         """How much of a prompt was in the cache."""
         return self._tally.cached[prompt] or 0
+
+    def weight_version(self, prompt: int) -> str:
+        """Of the weights that answer a prompt."""
+        stream = self._streams[prompt]
+        return DEFAULT_VERSION if stream is None else stream.weight_version
 
     async def next(self) -> list[Piece]:
         """What has arrived since the last time, one piece a sequence. ApiError if the engine refuses or fails."""

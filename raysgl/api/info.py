@@ -16,7 +16,7 @@ import raysgl
 from raysgl.api.errors import bad_request, model_not_found
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
-from raysgl.messages import Load, ReplicaFacts
+from raysgl.messages import DEFAULT_VERSION, Load, ReplicaFacts
 
 STARTED_AT = time.time()
 SECTIONS = ("core", "memory", "queues")
@@ -66,8 +66,8 @@ def _model_info(model: ServedModel, loads: Iterable[Load]) -> dict[str, Any]:
 def _weights(model: ServedModel, load: Load) -> tuple[str, str]:
     """A replica's: where they are from, and what they are called."""
     if load.weights is None:
-        return model.model_path, "default"
-    return load.weights.model_path, load.weights.version or "default"
+        return model.model_path, DEFAULT_VERSION
+    return load.weights.model_path, load.weights.version
 
 
 def _server_info(service: Service, model: ServedModel) -> dict[str, Any]:

@@ -271,6 +271,7 @@ class EngineLoop:
             return
         while self._launched:
             self._take_in_result()
+        self._flush_outputs()  # they are of the old weights, and say so
         self._commanded = True
         done = self._new_weights.finish()
         self._flush_outputs()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from raysgl.messages import LoadedWeights, UpdateWeights
+from raysgl.messages import DEFAULT_VERSION, LoadedWeights, UpdateWeights
 
 if TYPE_CHECKING:
     from raysgl.engine.loop import Planner
@@ -46,7 +46,7 @@ class NewWeights:
         """When `ready`, and no step is on its way: whether there are new weights, and a sentence about it."""
         assert self.waiting is not None, "there is an update"
         message, self.waiting = self.waiting, None
-        update, before = message.update, self.loaded.version if self.loaded is not None else None
+        update, before = message.update, self.loaded.version if self.loaded is not None else DEFAULT_VERSION
         done, why = self._carry_out(message)
         self._scheduler.paused = False
         if not done:

@@ -9,7 +9,7 @@ import pytest_asyncio
 from raysgl.actors.frames import FromEngine
 from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.cache.hashing import page_hashes
-from raysgl.messages import MemoryChange
+from raysgl.messages import LoadedWeights, MemoryChange, WeightsUpdate
 from raysgl.sampling.params import SamplingParams
 from tests.actors.cluster import MODEL, PAGE, LocalCluster, Reading, ask, kill, stop_answering
 from tests.engine.simulated import expected
@@ -276,6 +276,29 @@ async def test_where_memory_is_released_nobody_goes(cluster):
                 break
             except Unavailable:
                 await asyncio.sleep(0.01)
+
+
+async def test_new_weights_are_known_to_all_and_each_answer_knows_its_own(cluster):
+    engines = [cluster.add_engine(name, step_s=0.005) for name in "ab"]
+    told = [obeys(engine) for engine in engines]
+    dispatcher, other = await cluster.add_ingress(), await cluster.add_ingress("j")
+    old = await ask(dispatcher, prompt(1), max_new=60)
+    await old.get()
+    update = WeightsUpdate("/new", version="7")
+    done = await dispatcher.update_weights(update)
+    assert done == dict.fromkeys("ab", (True, "the weights are those of /new"))
+    assert [message.update for message in told[0] + told[1]] == [update] * 2
+    loaded = LoadedWeights("/new", "auto", "7")
+    await settled(
+        lambda: all({load.weights for load in each.loads()[MODEL].values()} == {loaded} for each in (dispatcher, other))
+    )
+    new = await ask(other, prompt(2))
+    assert (await Reading().read(new)).tokens == [expected(prompt(2), 8)]
+    assert (await Reading().read(old)).finish[0].reason == "length"
+    assert (old.weight_version, new.weight_version) == ("default", "7")
+    obeys(engines[0], ok=False)
+    done = await dispatcher.update_weights(WeightsUpdate("/newer"))
+    assert done["a"] == (False, "the weights are those of before: no room") and done["b"][0]
 
 
 async def test_an_ingress_taken_for_gone_gets_its_streams_back(cluster):

@@ -44,6 +44,7 @@ class FakeStream:
 
     def __init__(self, request_id: str, input_ids: list[int], sampling: SamplingParams, **settings: object):
         self.request_id, self.input_ids, self.sampling, self.settings = request_id, input_ids, sampling, settings
+        self.weight_version = "default"
         self.aborted: set[int] = set()
         self.finished: set[int] = set()
         self.aborted_at: float | None = None
@@ -83,6 +84,7 @@ class FakeBackend:
         self.waiting_submits = 0
         self.cancelled_submits = 0
         self.is_ready = True
+        self.weight_version = "default"
         self.flushed: list[tuple[str | None, float]] = []
         self.profiles: list[tuple[ProfileRequest | None, str | None]] = []
         self.memory_changes: list[tuple[MemoryChange, str | None]] = []
@@ -109,6 +111,7 @@ class FakeBackend:
         finally:
             self.waiting_submits -= 1
         stream = FakeStream(request_id, input_ids, sampling, **settings)
+        stream.weight_version = self.weight_version
         stream.tasks = [asyncio.create_task(self._play(stream, index, script)) for index, script in enumerate(scripts)]
         self.streams.append(stream)
         return stream

@@ -177,6 +177,13 @@ async def no_replica(update, model):
     return {}
 
 
+async def test_answers_say_which_weights_made_them(configured):
+    configured.backend.weight_version = "7"
+    answer = (await post(configured, "/v1/completions", {"prompt": "x", "return_meta_info": True})).json()
+    assert answer["metadata"] == {"weight_version": "7"} and answer["choices"][0]["meta_info"]["weight_version"] == "7"
+    assert (await post(configured, "/generate", {"text": ["x", "y"]})).json()[1]["meta_info"]["weight_version"] == "7"
+
+
 async def test_new_weights_are_shown(configured, monkeypatch):
     async def shown(**loads):
         monkeypatch.setattr(configured.backend, "loads", lambda: {"tiny": loads})
@@ -185,7 +192,7 @@ async def test_new_weights_are_shown(configured, monkeypatch):
 
     old, new, named = (
         Load(),
-        Load(weights=LoadedWeights("/new", "auto", None)),
+        Load(weights=LoadedWeights("/new", "auto")),
         Load(weights=LoadedWeights("/new", "auto", "7")),
     )
     assert await shown() == await shown(a=old) == ("/models/tiny", "default")

@@ -79,6 +79,10 @@ class Computation:
         """Since the request came."""
         return time.perf_counter() - self.arrived_at
 
+    def weight_version(self, index: int) -> str:
+        """Of the weights that computed a text."""
+        return self._streams[index].weight_version
+
     async def _submit(self, text: TextIds) -> OutputStream:
         return await self._backend.submit(
             self.model,

@@ -95,7 +95,7 @@ async def native(service: Service, request: EncodeRequest, model: ServedModel, r
                 "id": f"{request_id}_{i}" if several else request_id,
                 "finish_reason": {"type": "stop", "matched": None},
                 "prompt_tokens": len(text.token_ids),
-                "weight_version": "default",
+                "weight_version": computation.weight_version(i),
                 "e2e_latency": computation.seconds,
             },
         }
