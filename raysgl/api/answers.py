@@ -120,7 +120,7 @@ class Answer(ABC):
         """A finished choice of a whole answer."""
 
     def events(self, piece: Piece) -> list[Event]:
-        """What a piece's text stands for. Asked once for each piece, in order."""
+        """What a piece's text stands for. Asked once for each piece, in order. It becomes the last one where its choice is whole."""
         if self.style.parser is None:
             return [TextDelta(piece.text)] if piece.text else []
         parser = self._parsers.get(piece.index)
@@ -129,6 +129,9 @@ class Answer(ABC):
         events = parser.feed(piece.text) if piece.text else []
         if piece.finish_reason is not None:
             events += parser.finish()
+        elif parser.over:
+            piece.finish_reason = "stop"
+            self.generation.stop(piece.index)
         if parser.reasoning:
             self.generation.reasoned(piece.index, parser.reasoning)
         if any(isinstance(event, ToolCallStart) for event in events):

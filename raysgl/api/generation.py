@@ -210,6 +210,18 @@ class Generation:
             pieces.append(piece)
         return pieces
 
+    def stop(self, index: int) -> None:
+        """Sequence `index` has said what was wanted of it: the engine need not go on."""
+        text, (prompt, sample) = self._texts[index], divmod(index, self.n)
+        if text.done:
+            return
+        text.done = True
+        self._open -= 1
+        self._tally.finished(index, text.num_tokens, "stop")
+        stream = self._streams[prompt]
+        assert stream is not None, "it has answered"
+        stream.abort(sample)
+
     def _finish(self, prompt: int, sample: int, text: SequenceText, piece: Piece) -> None:
         self._open -= 1
         self._tally.finished(text.index, text.num_tokens, piece.finish_reason)

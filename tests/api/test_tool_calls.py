@@ -144,6 +144,35 @@ async def test_tokens_of_reasoning_are_counted(saying, thinking, text, thought):
     assert [choice["meta_info"]["reasoning_tokens"] for choice in usage["choices"]] == [count, count]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_single_call_ends_the_answer(saying, stream):
+    """The model would call on for ever."""
+    server = saying()
+    server.backend.script(None, None, 0).hang = True
+    body = ASK | {
+        "parallel_tool_calls": False,
+        "n": 2,
+        "stream": stream,
+        "stream_options": {"include_usage": True} if stream else None,
+    }
+    text = (await post(server, body)).text
+    if stream:
+        chunks = events(text)
+        ends = [c["finish_reason"] for chunk in chunks for c in chunk["choices"] if c["finish_reason"]]
+        calls = [call for chunk in chunks for c in chunk["choices"] for call in c["delta"].get("tool_calls") or ()]
+        count = chunks[-1]["usage"]["completion_tokens"]
+        assert {call["index"] for call in calls} == {0}
+    else:
+        choices = json.loads(text)["choices"]
+        ends, count = [choice["finish_reason"] for choice in choices], json.loads(text)["usage"]["completion_tokens"]
+        assert [[call["function"]["name"] for call in c["message"]["tool_calls"]] for c in choices] == [["weather"]] * 2
+        assert [choice["message"]["content"] for choice in choices] == ["Let me see."] * 2
+    assert ends == ["tool_calls"] * 2
+    assert server.backend.last.aborted == {0, 1}, "the engines need not go on"
+    tokens = server.backend.models["tiny"].tokenizer.encode(SAID[: SAID.index(CALL) + len(CALL)], add_special_tokens=False)
+    assert len(tokens) * 2 - 40 < count <= len(tokens) * 2
+
+
 async def test_settings_of_what_is_read(saying):
     async def message(**fields):
         return (await post(saying(), ASK | fields)).json()["choices"][0]["message"]

@@ -9,7 +9,7 @@ import pytest
 
 from raysgl.bench import load
 from raysgl.bench.client import HTTPFailure, Target, events, request
-from raysgl.bench.dialects import Asking, Completion
+from raysgl.bench.dialects import DIALECTS, Asking, Completion
 from raysgl.bench.figures import Targets, figures
 from raysgl.bench.load import Run, shuffled_prompts
 from raysgl.bench.report import Report, environment, percentile
@@ -52,6 +52,18 @@ def sse(*texts: str, usage: dict | None = None) -> bytes:
     if usage:
         lines.append(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n")
     return "".join(lines).encode()
+
+
+@pytest.mark.parametrize(
+    ("delta", "brings"),
+    [
+        ({"role": "assistant", "content": ""}, False),
+        ({"content": "x"}, True),
+        ({"content": None, "reasoning_content": "x"}, True),
+    ],
+)
+def test_what_a_chat_thinks_counts_as_what_it_says(delta, brings):
+    assert DIALECTS["openai-chat"].read({"choices": [{"delta": delta}]}, Asking("m"), Completion(0.0)) is brings
 
 
 async def collect(target: Target) -> list[bytes]:

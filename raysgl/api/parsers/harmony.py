@@ -94,6 +94,8 @@ def _call(reader: Reader, output: Output, to: str) -> Wait[None]:
         parts: list[str] = []
         tag = yield from reader.until(_STOPS, parts.append)
         output.arguments("".join(parts).strip() or "{}")
+    if tag is not None:
+        output.end_call()
     if tag in (START, CHANNEL):
         reader.unread(tag)
 

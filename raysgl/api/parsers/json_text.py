@@ -153,6 +153,8 @@ def call(reader: Reader, output: Output, accept: Accept = any_name) -> Wait[bool
             break
     if begun and complete and early is None:
         output.arguments("{}")
+    if begun and complete:
+        output.end_call()
     return begun
 
 

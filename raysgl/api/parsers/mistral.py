@@ -35,7 +35,7 @@ class _Short:
 
     def __init__(self, output: Output):
         self._output = output
-        self.arguments = output.arguments
+        self.arguments, self.end_call = output.arguments, output.end_call
 
     def call(self, name: str) -> None:
         self._output.call(name, new_id())
@@ -73,7 +73,8 @@ def _named(reader: Reader, output: Output) -> Wait[bool]:
     reader.release()
     output.call(name[1], "".join(id).strip() or new_id())
     yield from reader.spaces()
-    yield from json_text.arguments(reader, output)
+    if (yield from json_text.arguments(reader, output)):
+        output.end_call()
     return True
 
 

@@ -11,7 +11,7 @@ from raysgl.api.parsers.reader import SPACES
 class Output:
     """Parsers write here. White space around reasoning and around calls belongs to the format, and is left out.
 
-    stream_reasoning: reasoning goes out as it comes, else in one piece. max_calls: with the next call the output is over; None: any
+    stream_reasoning: reasoning goes out as it comes, else in one piece. max_calls: so many whole calls are all of the output; None: any
     number. num_calls: how many there are.
     """
 
@@ -23,7 +23,8 @@ class Output:
         """Where in the whole text reasoning stands, with the mark that ends it; None: it has not ended."""
         self._events: list[Event] = []
         self._stream_reasoning, self._max_calls = stream_reasoning, max_calls
-        self._over = False
+        self.over = False
+        """Nothing that follows is part of it."""
         self._space = ""  # behind the text so far; dropped if a call follows
         self._fresh = False  # behind reasoning or a call
         self._reasoning: list[str] = []  # of which nothing is out yet
@@ -66,7 +67,7 @@ class Output:
     def call(self, name: str, id: str | None = None) -> None:
         """A call begins. id: default: a new one."""
         if self.num_calls == self._max_calls:
-            self._over = True
+            self.over = True
         else:
             self._add(ToolCallStart(self.num_calls, id or f"call_{secrets.token_hex(12)}", name))
             self.num_calls += 1
@@ -76,6 +77,10 @@ class Output:
         """More JSON of the call that began last."""
         if text:
             self._add(ToolCallArguments(self.num_calls - 1, text))
+
+    def end_call(self) -> None:
+        """The call that began last is whole."""
+        self.over = self.over or self.num_calls == self._max_calls
 
     def finish(self) -> None:
         """Nothing more follows."""
@@ -96,7 +101,7 @@ class Output:
             self._reasoning.clear()
 
     def _add(self, event: Event) -> None:
-        if self._over:
+        if self.over:
             return
         last = self._events[-1] if self._events else None
         match last, event:

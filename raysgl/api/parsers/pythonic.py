@@ -38,6 +38,7 @@ class Pythonic:
                 reader.release()
                 output.call(name)
                 output.arguments(arguments)
+                output.end_call()
                 begun = True
                 reader.mark()
                 yield from reader.spaces()

@@ -65,6 +65,11 @@ class OutputParser:
         """Where in the whole text it stands so far; None: to the end."""
         return self._output.spans
 
+    @property
+    def over(self) -> bool:
+        """The output is whole, whatever follows."""
+        return self._output.over
+
     def feed(self, text: str) -> list[Event]:
         self._reader.feed(text)
         self._go_on()

@@ -62,6 +62,8 @@ class Sections:
         reader.release()
         output.call(found["name"], found.groupdict().get("id"))
         ended = yield from json_text.arguments_until(reader, output, (self.call_end, self.call, self.end))
+        if ended is not None:
+            output.end_call()
         if ended not in (None, self.call_end):
             reader.unread(ended)
         return True

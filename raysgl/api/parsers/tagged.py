@@ -78,6 +78,8 @@ class Tagged:
             if ended not in (None, self.value_end):
                 reader.unread(ended)
         arguments.close()
+        if tag is not None:
+            output.end_call()
         if tag in (self.end, self.call):
             reader.unread(tag)
         return True
@@ -128,6 +130,8 @@ def _glm(reader: Reader, output: Output, tools: Tools) -> Wait[None]:
             if tag == _VALUE_END:
                 tag = yield from reader.until((_KEY, _END, _BEGIN), drop)
         arguments.close()
+        if tag is not None:
+            output.end_call()
         if tag == _BEGIN:
             reader.unread(tag)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raysgl.api.parse import parsed
 from raysgl.api.parsers.events import Event, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
+from raysgl.api.parsers.output import Output
 from raysgl.api.parsers.registry import TOOL_FORMATS, OutputParser, tool_format
 
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "array"}, "wet": {"type": ["boolean", "null"]}}
@@ -122,6 +123,26 @@ def test_every_split_in_two_gives_the_same(name, text):
     for at in range(1, len(text)):
         assert shape(name, [text[:at], text[at:]]) == whole, text[:at]
     assert shape(name, list(text)) == whole
+
+
+@pytest.mark.parametrize(("name", "text", "said", "calls"), GOOD)
+def test_one_call_is_enough_where_one_is_wanted(name, text, said, calls):
+    """The output is over when its first call is whole: not before, and before the next one begins."""
+    expected = shape(name, [text])
+    first = expected[: next(i for i, (kind, _) in enumerate(expected) if kind[0] == "arguments") + 1]
+    parser = OutputParser(None, tool_format(name), TOOLS, Output(max_calls=1))
+    events = []
+    for read, char in enumerate(text, 1):
+        events += parser.feed(char)
+        if parser.over:
+            break
+    assert parser.over and joined(events) == first
+    assert parser.feed(text[read:] * 2) == parser.finish() == []
+    if len(calls) > 1:
+        assert read < text.rindex(calls[1][0])
+    free = OutputParser(None, tool_format(name), TOOLS)
+    free.feed(text)
+    assert not free.over
 
 
 @given(st.sampled_from(SAMPLES), st.lists(st.integers(0, 400), max_size=8))
