@@ -166,6 +166,11 @@ class EngineConfig(Settings):
             return self.served_model_name
         return self.model_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
+    @property
+    def source(self) -> str:
+        """Where it says that the model is."""
+        return f"{self.model_path}@{self.revision or ''}"
+
 
 class AutoscalingConfig(Settings):
     """How many replicas there are, by load. Scaling is by tokens and memory, not by numbers of requests."""

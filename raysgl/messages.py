@@ -159,11 +159,12 @@ DEFAULT_VERSION = "default"
 
 
 class LoadedWeights(msgspec.Struct, array_like=True, frozen=True):
-    """What an update brought."""
+    """What an update brought, instead of what the engine's config says (`EngineConfig.source`)."""
 
     model_path: str
     load_format: str
     version: str = DEFAULT_VERSION
+    instead_of: str = ""
 
 
 class LogSettings(msgspec.Struct, array_like=True):

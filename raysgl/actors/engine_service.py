@@ -51,6 +51,7 @@ class EngineService:
         overlap: bool = True,
         grammars: Grammars | None = None,
         coordinator_shards: int = 1,
+        source: str = "",
         weights: LoadedWeights | None = None,
     ):
         if isinstance(config, TextsConfig):
@@ -79,6 +80,7 @@ class EngineService:
             answer=self.outbox.answer,
             command=self._command,
             overlap=overlap,
+            source=source,
             weights=weights,
         )
         self._outputs: dict[str, list[SequenceOutput]] = {}

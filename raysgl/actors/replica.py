@@ -74,7 +74,7 @@ class EngineReplica:
         engine = self._model.engine
         packed = await self._coordinator.weights.remote(engine.name)
         weights = msgspec.msgpack.decode(packed, type=LoadedWeights | None)
-        if weights is None:
+        if weights is None or weights.instead_of != engine.source:  # theirs may be the config of before
             return engine, None
         log.info("%s starts with the weights that the others have: %s", self._name, weights.model_path)
         own = {"model_path": weights.model_path, "load_format": weights.load_format, "revision": None}

@@ -286,6 +286,7 @@ class ModelShard:
             overlap=spec.device == "cuda" and not config.disable_overlap_schedule,
             grammars=self._grammars,
             coordinator_shards=spec.coordinator_shards,
+            source=spec.weights.instead_of if spec.weights is not None else config.source,
             weights=spec.weights,
         )
         endpoint = self._service.inbox.endpoint

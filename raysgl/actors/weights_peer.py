@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from raysgl.config import EngineConfig
 from raysgl.models import Checkpoint, ModelError, resolve
 from raysgl.models.checkpoint import PeerLost, Progress
-from raysgl.models.lending import Loan, Offer, identity, keep_small_files, source_of
+from raysgl.models.lending import Loan, Offer, identity, keep_small_files
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _borrow(
         raise PeerLost(f"it is rank {offer.rank} of {offer.tp_size}")
     if here is not None and identity(here) != offer.identity:
         raise PeerLost("its checkpoint is not the one on this disk")
-    if here is None and offer.source != source_of(config):  # an update to another model, whose files are missing
+    if here is None and offer.source != config.source:  # an update to another model, whose files are missing
         raise PeerLost(f"its model is {offer.source}")
 
     def fetch(tensor: int, start: int, length: int) -> np.ndarray:

@@ -134,7 +134,7 @@ class EngineLoop:
     publish(events, load): cache events and load, for the coordinator; cheap, called once a round.
     command(message): has every shard carry out a command: whether it was done, and a sentence about it.
     answer(ingress, message): replies to a command.
-    weights: what it was started with, if that is not what its config says.
+    source: of the weights, as its config says. weights: what it was started with, if that is something else.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class EngineLoop:
         answer: Callable[[str, Done], None] | None = None,
         command: Callable[[ShardCommand], tuple[bool, str]] | None = None,
         overlap: bool = True,
+        source: str = "",
         weights: LoadedWeights | None = None,
     ):
         self.scheduler = scheduler
@@ -155,7 +156,7 @@ class EngineLoop:
         self._receive, self._emit, self._publish, self._broadcast, self._answer = receive, emit, publish, broadcast, answer
         self._command = command or (lambda message: (False, "this engine takes no commands"))
         self._released = Released(scheduler, self._command)
-        self._new_weights = NewWeights(scheduler, self._command, weights)
+        self._new_weights = NewWeights(scheduler, self._command, source, weights)
         self._depth = 1 if overlap else 0
         self._launched: deque[tuple[PlannedStep, PendingStep]] = deque()
         self._guided: PlannedStep | None = None

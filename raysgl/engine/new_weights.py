@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 class NewWeights:
-    """loaded: what the last update brought; None: there was none. waiting: an update that waits. changes: how often there was one.
+    """loaded: what the last update brought; None: there was none. source: what the config says. waiting: an update that waits. changes: how often there was one.
 
     carry_out(message): has all shards do it; whether they did, and why not.
     """
 
     def __init__(
-        self, scheduler: Planner, carry_out: Callable[[UpdateWeights], tuple[bool, str]], loaded: LoadedWeights | None
+        self,
+        scheduler: Planner,
+        carry_out: Callable[[UpdateWeights], tuple[bool, str]],
+        source: str = "",
+        loaded: LoadedWeights | None = None,
     ):
-        self._scheduler, self._carry_out = scheduler, carry_out
+        self._scheduler, self._carry_out, self._source = scheduler, carry_out, source
         self.loaded = loaded
         self.waiting: UpdateWeights | None = None
         self.changes = 0
@@ -53,6 +57,6 @@ class NewWeights:
             return False, f"the weights are those of before: {why}"
         if update.flush_cache:
             self._scheduler.drop_cached()
-        self.loaded = LoadedWeights(update.model_path, update.load_format, update.version or before)
+        self.loaded = LoadedWeights(update.model_path, update.load_format, update.version or before, self._source)
         self.changes += 1
         return True, f"the weights are those of {update.model_path}"

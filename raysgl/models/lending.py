@@ -89,7 +89,7 @@ class Lender:
         except OSError:
             return
         scales = [(layer, kind, scale) for (layer, kind), scale in self._model.kv_scales.items()]
-        self.offer = msgspec.structs.replace(self.offer, source=source_of(config), identity=name, kv_scales=scales)
+        self.offer = msgspec.structs.replace(self.offer, source=config.source, identity=name, kv_scales=scales)
         self.small_files = small if self.offer.rank == 0 else {}
         self.go_on()
 
@@ -168,17 +168,12 @@ def identity(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def source_of(config: EngineConfig) -> str:
-    """What a config says where the model is."""
-    return f"{config.model_path}@{config.revision or ''}"
-
-
 def lender_of(model: nn.Module, config: EngineConfig, checkpoint: Checkpoint, rank: int) -> Lender | None:
     """None where the files have changed or gone since they were loaded: what is lent could not be told apart."""
     peer = checkpoint.peer
     try:
         name = peer.identity if isinstance(peer, Loan) else identity(checkpoint)
-        return Lender(model, source_of(config), name, checkpoint.folder, rank, config.tp_size)
+        return Lender(model, config.source, name, checkpoint.folder, rank, config.tp_size)
     except OSError:
         return None
 

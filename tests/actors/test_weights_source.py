@@ -12,9 +12,11 @@ import torch
 from ray.exceptions import RayActorError
 from safetensors.torch import load_file, save_file
 
+from raysgl.actors.replica import EngineReplica
 from raysgl.actors.weights_peer import find_checkpoint
-from raysgl.config import EngineConfig
+from raysgl.config import EngineConfig, ModelConfig
 from raysgl.distributed import TPGroup
+from raysgl.messages import LoadedWeights
 from raysgl.models import ModelError, resolve
 from raysgl.models.lending import lender_of
 from raysgl.models.loader import load_model
@@ -133,3 +135,24 @@ def test_a_lender_that_dies_while_it_lends(folder):
     replica.shards[0].lend = method(die)
     expected = load(resolve(str(folder)))
     assert all(torch.equal(a, b) for a, b in zip(load(found).parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine"),
+    [
+        (None, "/a"),
+        (LoadedWeights("/step-7", "auto", "7", "/a@"), "/step-7"),
+        (LoadedWeights("/step-7", "auto", "7", "/before@"), "/a"),  # the config has changed since
+    ],
+)
+async def test_who_starts_later_has_what_the_others_were_given(theirs, mine):
+    async def weights(model):
+        assert model == "a"
+        return msgspec.msgpack.encode(theirs)
+
+    replica = object.__new__(EngineReplica)
+    replica._model, replica._name = ModelConfig(engine=EngineConfig(model_path="/a", dtype="bfloat16")), "a#1"
+    replica._coordinator = SimpleNamespace(weights=SimpleNamespace(remote=weights))
+    engine, loaded = await replica._others_weights()
+    assert (engine.model_path, engine.name, engine.dtype) == (mine, "a", "bfloat16")
+    assert loaded == (theirs if mine == "/step-7" else None)

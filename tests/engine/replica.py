@@ -37,6 +37,7 @@ class Replica:
             publish=lambda events, load: None,
             answer=lambda ingress, done: self.answers.append(done),
             command=self.carry_out,
+            source=self.config.source,
         )
 
     def record(self, event):

@@ -63,7 +63,7 @@ def test_it_answers_as_the_other_does_and_as_before_when_it_is_taken_back(folder
     assert (done.ok, done.message) == (True, f"the weights are those of {second}")
     assert places(replica) == before, "CUDA graphs have these addresses"
     assert replica.events == [CacheCleared()] and replica.scheduler.tree.total_pages == 0
-    assert replica.loop.load().weights == LoadedWeights(str(second), "auto", "step-1")
+    assert replica.loop.load().weights == LoadedWeights(str(second), "auto", "step-1", replica.config.source)
     assert [replica.greedy(PROMPT), replica.greedy(OTHER_PROMPT)] == answers[1]
     assert replica.tell(update(first, empty_cache=True, recapture=True)).ok
     assert replica.loop.load().weights.version == "step-1", "nobody has said another one"
