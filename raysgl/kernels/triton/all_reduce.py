@@ -93,7 +93,7 @@ def _sum_kernel(
     ADD: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0) - AHEAD
-    if AHEAD:
+    if AHEAD:  # noqa: SIM102 - known when it is compiled
         if program >= programs:
             prefetch_lines(next_ptr, next_lines, program - programs, AHEAD)
     if PDL:
@@ -151,7 +151,7 @@ def _push_kernel(
 ):  # fmt: skip
     """start: where this kind's memory begins: counters, flags, words."""
     program, programs = tl.program_id(0), tl.num_programs(0) - AHEAD
-    if AHEAD:
+    if AHEAD:  # noqa: SIM102 - known when it is compiled
         if program >= programs:
             prefetch_lines(next_ptr, next_lines, program - programs, AHEAD)
     if PDL:
