@@ -117,7 +117,7 @@ def serve(
 
 
 def workloads(
-    names: Annotated[str, typer.Argument(help="which, such as S1,S2; all: every one")] = "all",
+    names: Annotated[str, typer.Argument(help="which, such as S1,S2 or samples; all: S1 to S7")] = "all",
     url: Url = "http://127.0.0.1:30000",
     model: Model = None,
     backend: Backend = "openai",
@@ -132,14 +132,14 @@ def workloads(
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """The workloads of docs/performance.md (S1 latency to S7 multi-turn) against a running server."""
+    """The workloads of docs/performance.md (S1 latency to S7 multi-turn, samples of one prompt) against a running server."""
     from raysgl.bench import serve as serving
     from raysgl.bench.client import Target
     from raysgl.bench.figures import Targets, add_points, figures
     from raysgl.bench.report import Report
-    from raysgl.bench.workloads import WORKLOADS, run
+    from raysgl.bench.workloads import ALL, WORKLOADS, run
 
-    chosen = list(WORKLOADS) if names == "all" else names.split(",")
+    chosen = list(ALL) if names == "all" else names.split(",")
     for name in chosen:
         if name not in WORKLOADS:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(WORKLOADS)}")

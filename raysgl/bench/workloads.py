@@ -1,4 +1,4 @@
-"""The seven workloads of docs/performance.md, against any server.
+"""The workloads of docs/performance.md, against any server.
 
 Prompts are random token ids (fixed seeds), answers have exactly the length asked for, so that every server computes the same
 number of tokens.
@@ -41,8 +41,11 @@ WORKLOADS = {
         Workload("S5", "shared prefix", _exact(512, 128, 128, shared=2048, groups=32), Traffic(concurrency=256)),
         Workload("S6", "online", _exact(300, 1024, 128), Traffic(rate=20.0)),
         Workload("S7", "multi-turn", _exact(64, 256, 128, turns=6), Traffic(concurrency=64)),
+        Workload("samples", "of one prompt", _exact(512, 1, 256, shared=4095, groups=1), Traffic(concurrency=256)),
     )
 }
+ALL = tuple(name for name in WORKLOADS if name != "samples")
+"""Those that the peers were measured with."""
 
 
 def prompts(workload: Workload, seed: int, draw: Draw = ids) -> list[Conversation]:
