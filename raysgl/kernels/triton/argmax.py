@@ -55,6 +55,8 @@ def _finish(
             else:
                 winner = tl.where(theirs > most, named, winner)
                 most = tl.maximum(theirs, most)
+        # Every thread has read the count for itself: one that came late would wait for a call that does not come.
+        tl.debug_barrier()
         tl.store(calls, call)
         tl.store(tokens_ptr + row, winner)
 
