@@ -324,7 +324,8 @@ class ModelShard:
             return TextsConfig(
                 limits.context_length, limits.max_running, limits.max_queued, limits.step_tokens, config.max_queue_seconds
             )
-        return scheduler_config(config, limits, self._runner.num_pages, self._checkpoint.config().eos_token_ids)
+        hf = self._checkpoint.config()
+        return scheduler_config(config, limits, self._runner.num_pages, hf.eos_token_ids, hf.vocab_size)
 
     def _command_all(self, message: ShardCommand) -> tuple[bool, str]:
         """Rank 0: have all ranks carry it out; the answer is its own."""

@@ -95,7 +95,10 @@ async def prepare_chat(service: Service, data: dict[str, Any]) -> Prepared:
         constraint=form.asked.constraint,
         think_end_ids=form.think_end_ids,
         think_begin_id=form.think_begin_id,
+        max_thinking_tokens=form.max_thinking,
     )
+    if form.max_thinking is not None and params.allowed_token_ids and {*form.think_end_ids} - {*params.allowed_token_ids}:
+        raise bad_request("allowed_token_ids has not the tokens that end the reasoning", "allowed_token_ids")
     params = fit(params, len(ids), model, request)
     prompt = Prompt(ids, params, constraint_field=form.asked.field, kept=form.kept, reasons=form.reasoning is not None)
     style = _style(request, model, bool(request.logprobs), request.top_logprobs)

@@ -45,6 +45,8 @@ class OutputForm:
     asked: Asked
     think_end_ids: tuple[int, ...]
     think_begin_id: int | None
+    max_thinking: int | None = None
+    """Tokens of reasoning, at most."""
 
     @property
     def parses(self) -> bool:
@@ -80,10 +82,18 @@ def output_form(
         if held is not None:
             calls, asked, whole = held.format, Asked(held.constraint, "tools"), held.whole
     begin_after, may_think = "", None
-    if reasoning is not None and asked.constraint is not None and not whole:
+    budget = _budget(request, reasoning, model)
+    if reasoning is not None and ((asked.constraint is not None and not whole) or budget is not None):
         begin_after = reasoning.answer_after
         if not begin_after and _continued(request) is None and not prompt.rstrip().endswith(reasoning.end):
             may_think = _single(reasoning.begin, model)
+            if may_think is None and asked.constraint is None:
+                raise bad_request(
+                    f"max_thinking_tokens needs a model that begins to think with one token, and {reasoning.begin!r} is several "
+                    f"for {model.name!r}",
+                    "max_thinking_tokens",
+                    "unsupported_parameter",
+                )
             begin_after = "" if may_think is None else reasoning.end
     kept = model.tokenizer.special_marks((*_tags(reasoning), *_tags(calls)))
     return OutputForm(
@@ -95,7 +105,27 @@ def output_form(
         asked,
         tuple(model.tokenizer.encode(begin_after, add_special_tokens=False)),
         may_think,
+        budget,
     )
+
+
+def bounds_thinking(model: ServedModel) -> bool:
+    """Whether `max_thinking_tokens` can have its effect, whatever the prompt says."""
+    reasoning = None if model.reasoning_parser is None else REASONING_FORMATS[model.reasoning_parser]
+    return reasoning is not None and not isinstance(reasoning, ChannelFormat) and _single(reasoning.begin, model) is not None
+
+
+def _budget(request: ChatCompletionRequest, reasoning: ReasoningFormat | None, model: ServedModel) -> int | None:
+    """ApiError 400 where nobody knows what ends the reasoning."""
+    if (most := request.max_thinking_tokens) is None:
+        return None
+    if reasoning is None:
+        problem = f"needs the engine setting reasoning_parser, which {model.name!r} has not"
+    elif isinstance(reasoning, ChannelFormat):
+        problem = f"is not supported for reasoning_parser {model.reasoning_parser}"
+    else:
+        return most
+    raise bad_request(f"max_thinking_tokens {problem}", "max_thinking_tokens", "unsupported_parameter")
 
 
 def _single(text: str, model: ServedModel) -> int | None:

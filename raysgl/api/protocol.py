@@ -213,6 +213,7 @@ class ChatCompletionRequest(ChatInput, GenerationRequest):
     top_logprobs: int | None = None
     separate_reasoning: bool | None = Field(None, description="false: what the model thinks stays in the text, with its marks")
     stream_reasoning: bool | None = Field(None, description="false: what it thinks comes in one piece")
+    max_thinking_tokens: int | None = Field(None, ge=0, description="the reasoning is ended behind so many tokens")
 
 
 class CompletionRequest(GenerationRequest):

@@ -65,7 +65,7 @@ async def serve(spec: Spec) -> None:
     service = EngineService(
         NAME,
         1,
-        scheduler_config(config, engine.limits, engine.runner.num_pages, engine.model.eos_token_ids),
+        scheduler_config(config, engine.limits, engine.runner.num_pages, engine.model.eos_token_ids, engine.model.vocab_size),
         engine.runner,
         transport,
         NoCoordinator(),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from raysgl.cache.hashing import page_hashes as chain_of
 from raysgl.engine.sequence import Sequence
+from raysgl.engine.think_budget import ThinkBudget
 from raysgl.engine.waiting import turn_of
 from raysgl.messages import Finish, Submit, unpack_ids
 
@@ -55,6 +56,7 @@ def sequences(
             priority=submit.priority,
             accepted=submit.accepted,
             deadline=now + submit.timeout_s if submit.timeout_s else math.inf,
+            budget=ThinkBudget.of(sampling, sent),
             arrival=next(arrivals),
             added_at=now,
             turn=turn_of(now - submit.waited_s, submit.priority),

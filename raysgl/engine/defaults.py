@@ -70,7 +70,7 @@ def resolve_text_defaults(config: EngineConfig, device: str, context_length: int
 
 
 def scheduler_config(
-    config: EngineConfig, limits: EngineLimits, num_pages: int, eos_token_ids: tuple[int, ...]
+    config: EngineConfig, limits: EngineLimits, num_pages: int, eos_token_ids: tuple[int, ...], vocab_size: int = 0
 ) -> SchedulerConfig:
     """What the scheduler of a replica with so many pages is told."""
     return SchedulerConfig(
@@ -86,6 +86,7 @@ def scheduler_config(
         radix_cache=not config.disable_radix_cache,
         group_prefixes=limits.group_prefixes,
         max_queue_seconds=config.max_queue_seconds,
+        vocab_size=vocab_size,
     )
 
 

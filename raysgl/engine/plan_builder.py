@@ -88,7 +88,8 @@ class PlanBuilder:
         seq = row.seq
         self.rows.append(row)
         self.num_tokens += row.count
-        self.guided = self.guided or (row.samples and seq.guide is not None)
+        if row.samples and (seq.guide is not None or (seq.budget is not None and seq.budget.due(seq.num_pending))):
+            self.guided = True
         self._slots.append(seq.slot)
         self._starts.append(row.start)
         self._counts.append(row.count)

@@ -29,6 +29,7 @@ from raysgl.engine.queue_limit import QueueLimit
 from raysgl.engine.scheduler_config import SchedulerConfig
 from raysgl.engine.sequence import Sequence, Status
 from raysgl.engine.shared_prefixes import GroupFinder
+from raysgl.engine.think_budget import forced
 from raysgl.engine.waiting import WaitingQueue
 from raysgl.grammar.interface import Grammars
 from raysgl.messages import Finish, KVEvent, Load, PagesStored, SequenceOutput, Submit, TokenLogprob
@@ -50,6 +51,7 @@ class Scheduler:
     ):
         self.config = config
         self.guides = Guides(grammars)
+        self._mask_words = -(-config.vocab_size // 32) if grammars is None else grammars.num_words
         self.pages = KVPages(config.num_pages, config.page_size, config.radix_cache, on_kv_event)
         self.pool, self.tree = self.pages.pool, self.pages.tree
         self.waiting = WaitingQueue(config.policy)
@@ -179,7 +181,7 @@ class Scheduler:
         masks, failed = self.guides.masks(step)
         for seq, finish in failed:
             self._finish(seq, self.outputs.of(seq), finish)
-        return masks
+        return forced(masks, step.rows, self._mask_words)
 
     def _take_in_grammars(self) -> None:
         ready, ended = self.guides.settle()
@@ -350,6 +352,8 @@ class Scheduler:
 
     def _add_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         seq.tokens.append(token)
+        if seq.budget is not None:
+            seq.budget.accept(token)
         self.stats.generated_tokens += 1
         output = self.outputs.add_token(seq, token, logprob)
         if token in seq.stop_ids:

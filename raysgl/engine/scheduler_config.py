@@ -11,7 +11,7 @@ class SchedulerConfig:
     """`step_tokens` is the most that one step computes; 0 means prompts are never chunked.
 
     `eos_token_ids` end a sequence unless it ignores them. `group_prefixes`: tell the runner which rows share a prefix.
-    `max_queue_seconds`: requests that would wait longer are refused.
+    `max_queue_seconds`: requests that would wait longer are refused. `vocab_size`: of the model; for the masks of `think_budget`.
     """
 
     page_size: int
@@ -26,3 +26,4 @@ class SchedulerConfig:
     radix_cache: bool = True
     group_prefixes: bool = False
     max_queue_seconds: float = math.inf
+    vocab_size: int = 0

@@ -14,6 +14,7 @@ from raysgl.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from raysgl.engine.guides import Guide
+    from raysgl.engine.think_budget import ThinkBudget
 
 
 class Status(Enum):
@@ -80,6 +81,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] | None = None
     guide: Guide | None = None
     """Of a sequence with a constraint; written by `Guides` alone."""
+    budget: ThinkBudget | None = None
 
     @property
     def logprobs_start(self) -> int:

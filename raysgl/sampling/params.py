@@ -44,6 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     sequences whose last token is not sampled behind the others.
     `constraint` holds for the output, or, with `think_end_ids`, for what follows these token ids in the output. With `think_begin_id`
     the model may think or not: an output that begins with this token is held to it behind `think_end_ids`, any other at once.
+    `max_thinking_tokens`: behind so many tokens of reasoning `think_end_ids` come, whatever the model would say.
     """
 
     max_new_tokens: int | None = None
@@ -74,6 +75,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     constraint: Constraint | None = None
     think_end_ids: tuple[int, ...] = ()
     think_begin_id: int | None = None
+    max_thinking_tokens: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -120,6 +122,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
             "think_begin_id",
             f"a token id from 0 to {vocab_size - 1}, with think_end_ids",
         )
+        need(self.max_thinking_tokens is None or self.max_thinking_tokens >= 0, "max_thinking_tokens", "at least 0")
         for name in ("stop_token_ids", "token_ids_logprob", "allowed_token_ids"):
             for token in getattr(self, name):
                 need(0 <= token < vocab_size, name, f"token ids from 0 to {vocab_size - 1}")

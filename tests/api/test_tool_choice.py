@@ -105,6 +105,36 @@ async def test_a_constraint_begins_after_the_thinking(saying, thinking, wish):
     assert await thoughts({"messages": ASK["messages"]}) == (None, ())
 
 
+async def test_a_bound_on_thinking(saying, thinking):
+    made = saying(CALL)
+    begin, end = (thinking.tokenizer._backend.token_to_id(mark) for mark in ("<think>", "</think>"))
+    ask = {"messages": ASK["messages"], "max_thinking_tokens": 7}
+
+    async def bound(body=ask, path="/v1/chat/completions"):
+        await post(made, body, path)
+        sampling = made.backend.last.sampling
+        return sampling.max_thinking_tokens, sampling.think_begin_id, sampling.think_end_ids
+
+    assert await bound() == (7, begin, (end,))
+    assert await bound(ask | {"response_format": FORMAT, "max_thinking_tokens": 0}) == (0, begin, (end,))
+    message = {"model": "tiny", "max_tokens": 99, "messages": [{"role": "user", "content": "hi"}]}
+    on = {"thinking": {"type": "enabled", "budget_tokens": 9}}
+    assert await bound(message | on, "/v1/messages") == (9, begin, (end,))
+    assert (await bound(message, "/v1/messages"))[0] is None
+    thinking.chat_template = ChatTemplate(INSIDE)
+    assert await bound() == (7, None, (end,))
+    assert await bound(ask | {"chat_template_kwargs": {"enable_thinking": False}}) == (7, None, ())  # it does not think
+    assert (await refused(made, ask | {"allowed_token_ids": [5]}))["param"] == "allowed_token_ids"
+    assert (await refused(made, ask | {"max_thinking_tokens": -1}))["param"] == "max_thinking_tokens"
+    assert (await refused(made, {"prompt": "x", "max_thinking_tokens": 7}, "/v1/completions"))["param"] == "max_thinking_tokens"
+    thinking.chat_template = ChatTemplate("{{ messages[-1].content }}")
+    for parser, reason in (("kimi", "one token"), ("gpt-oss", "not supported"), (None, "reasoning_parser")):
+        thinking.reasoning_parser = parser
+        error = await refused(made, ask)
+        assert error["param"] == "max_thinking_tokens" and reason in error["message"]
+        assert (await bound(message | on, "/v1/messages"))[0] is None, "there it is an aim"
+
+
 async def test_an_answer_in_channels(saying, thinking, tokenizer_folders):
     """gpt-oss: reasoning, calls and answers have marks; a schema for the answer begins behind its own."""
     marks = tool_format("gpt-oss").tags

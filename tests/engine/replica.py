@@ -25,7 +25,10 @@ class Replica:
         self.runner = ModelRunner(self.config, models.resolve(str(folder)), 0, self.group, device)
         runner, size = self.runner, self.config.page_size
         self.scheduler = Scheduler(
-            SchedulerConfig(size, runner.num_pages, runner.context_length, runner.max_running, 100, 64), self.record
+            SchedulerConfig(
+                size, runner.num_pages, runner.context_length, runner.max_running, 100, 64, vocab_size=runner.vocab_size
+            ),
+            self.record,
         )
         self.use(self.group)
         self.events, self.answers, self.inbox, self.outputs = [], [], [], []
@@ -64,8 +67,8 @@ class Replica:
         self.loop.run_once()
         return self.answers.pop()
 
-    def submit(self, prompt, count=12, uid=1) -> None:
-        sampling = SamplingParams(max_new_tokens=count, temperature=0.0, seed=0, ignore_eos=True)
+    def submit(self, prompt, count=12, uid=1, **more) -> None:
+        sampling = SamplingParams(max_new_tokens=count, temperature=0.0, seed=0, ignore_eos=True, **more)
         self.inbox.append(Submit(uid, "r", "i", pack_ids(prompt), sampling, []))
 
     def run(self) -> list:
@@ -77,8 +80,8 @@ class Replica:
         outputs, self.outputs = self.outputs, []
         return outputs
 
-    def greedy(self, prompt, count=12) -> list[int]:
-        self.submit(prompt, count)
+    def greedy(self, prompt, count=12, **more) -> list[int]:
+        self.submit(prompt, count, **more)
         return [token for output in self.run() for token in output.token_ids]
 
     def refusal(self, prompt):

@@ -18,6 +18,7 @@ from raysgl.api.anthropic.protocol import (
     ToolUseBlock,
 )
 from raysgl.api.errors import ApiError, bad_request
+from raysgl.api.output_form import bounds_thinking
 from raysgl.api.prompts import THINKING_SWITCHES
 from raysgl.api.protocol import validate_at
 from raysgl.api.served_model import ServedModel
@@ -161,7 +162,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
 
 
 def _thinking(request: CountTokensRequest, model: ServedModel) -> dict[str, Any]:
-    """By the template's switch. A model without one thinks as it always does."""
+    """By the template's switch. A model without one thinks as it always does. The budget is kept where that is possible."""
     thinking, template = request.thinking, model.chat_template
     if thinking is None or template is None:
         return {}
@@ -169,4 +170,7 @@ def _thinking(request: CountTokensRequest, model: ServedModel) -> dict[str, Any]
     if on and isinstance(request, MessagesRequest) and thinking.budget_tokens and thinking.budget_tokens >= request.max_tokens:
         raise bad_request("thinking.budget_tokens must be less than max_tokens", "thinking.budget_tokens")
     switches = {name: on for name in THINKING_SWITCHES if name in template.variables}
-    return {"chat_template_kwargs": switches} if switches else {}
+    chat: dict[str, Any] = {"chat_template_kwargs": switches} if switches else {}
+    if on and isinstance(request, MessagesRequest) and thinking.budget_tokens and bounds_thinking(model):
+        chat["max_thinking_tokens"] = thinking.budget_tokens
+    return chat
