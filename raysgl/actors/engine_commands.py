@@ -27,7 +27,8 @@ FLUSH_RETRY_S = 0.1
 
 
 class EngineCommands:
-    """A part of `raysgl.api.backend.Backend`, and base of what is all of it. `name`: of the ingress. `engines(model)`: those of one model, or of all (None)."""
+    """A part of `raysgl.api.backend.Backend`, and base of what is all of it. `name`: of the ingress. `engines(model)`: those of one model, or
+    of all (None)."""
 
     def __init__(self, name: str, engines: Callable[[str | None], list[Engine]]):
         self.name, self._engines = name, engines

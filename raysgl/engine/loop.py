@@ -237,9 +237,9 @@ class EngineLoop:
 
     def _take_in_messages(self, timeout: float) -> bool:
         """Whether there were any."""
-        while self._gone:
-            self.scheduler.abort_ingress(self._gone.popleft())
         messages = self._receive(timeout)
+        while self._gone:  # before the messages: what an ingress of which something was lost sends again may be among them
+            self.scheduler.abort_ingress(self._gone.popleft())
         for message in messages:
             if isinstance(message, Submit) and self._released.tags:
                 self._released.refuse(message)

@@ -51,3 +51,22 @@ def test_a_request_that_comes_during_a_long_step_is_in_the_next_one():
     assert len(ints(runner.plans[1].slots_S)) == 2
     assert engine.tokens(1) == expected([1, 2, 3], 4)
     assert engine.tokens(2) == expected([7, 8, 9], 4)
+
+
+def test_what_comes_again_is_not_taken_for_what_was_lost():
+    """An ingress learns at once that something of it was lost, and may have sent it again before the loop looks."""
+    engine = Engine()
+    engine.submit(1, [1, 2, 3], max_new=20)
+    engine.loop.run_once()
+    receive = engine.loop._receive
+
+    def lossy(timeout):
+        engine.loop.ingress_gone("i")
+        engine.submit(2, [1, 2, 3], max_new=20)
+        engine.loop._receive = receive
+        return receive(timeout)
+
+    engine.loop._receive = lossy
+    engine.run()
+    assert engine.tokens(2) == expected([1, 2, 3], 20)
+    assert not engine.tokens(1) or engine.outputs[1][-1].finish is None
