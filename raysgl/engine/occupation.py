@@ -42,18 +42,20 @@ class Occupant(Protocol):
 class Occupation:
     """One shard's. All ranks must be told the same in the same order: they agree, and either all do it or none.
 
-    In the thread and stream of the runner's steps. lender: lends nothing while the weights are away.
+    In the thread of the runner's steps. lender: lends nothing while the weights are away.
     """
 
     def __init__(self, runner: Occupant, tp: TPGroup, lender: Lender | None = None):
         self._runner, self._tp, self._lender = runner, tp, lender
         self.released: set[str] = set()
         self._weights: dict[nn.Parameter, torch.Tensor] = {}
+        self._lent = False
 
     def release(self, tags: Iterable[str]) -> tuple[bool, str]:
         """Whether all ranks have, and why not."""
         tags = {*tags} - self.released
         why, kept = "", {}
+        settle(self._runner.device)
         if "weights" in tags:
             try:
                 kept = {parameter: _on_host(parameter) for parameter in self._runner.model.parameters()}
@@ -64,6 +66,7 @@ class Occupation:
         self._runner.drop_graphs()
         if "weights" in tags:
             if self._lender is not None:
+                self._lent = self._lender.able
                 self._lender.pause()
             self._weights = kept
             for parameter in kept:
@@ -85,8 +88,7 @@ class Occupation:
                 self._runner.make_cache()
         except ModelError as error:
             why = str(error)
-        if self._runner.device.type == "cuda":
-            torch.cuda.synchronize(self._runner.device)  # steps have a stream of their own
+        settle(self._runner.device)
         done = self._agree(why)
         if done and not self.released - tags:
             try:
@@ -100,7 +102,7 @@ class Occupation:
         self.released -= tags
         if "weights" in tags:
             self._weights = {}
-            if self._lender is not None:
+            if self._lender is not None and self._lent:
                 self._lender.go_on()
         return True, ""
 
@@ -130,12 +132,18 @@ class Occupation:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        settle(self._runner.device)
         if self._runner.device.type == "cuda":
-            torch.cuda.synchronize(self._runner.device)
             torch.cuda.empty_cache()
 
 
 OTHER = "another shard could not; its log says why"
+
+
+def settle(device: torch.device) -> None:
+    """All that was launched has run. Steps have a stream of their own, and other ranks than 0 may be behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _on_host(parameter: nn.Parameter) -> torch.Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 
 from raysgl.config import EngineConfig
 from raysgl.distributed import TPGroup
-from raysgl.engine.occupation import OTHER, Occupant, Occupation
+from raysgl.engine.occupation import OTHER, Occupant, Occupation, settle
 from raysgl.messages import WeightsUpdate
 from raysgl.models import Checkpoint, ModelError, loader, resolve
 from raysgl.models.lending import Lender
@@ -40,18 +40,20 @@ class WeightUpdater:
             checkpoint = resolve(update.model_path, load_format=update.load_format, download=False)
             _check_config(model.config, checkpoint.config())
             loader.check(model, checkpoint)
-        except (ModelError, OSError) as error:
-            why = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with its files, this model is untouched
+            why = _said(error)
         if not self._agree(why):
             return False, why or OTHER
+        settle(self._runner.device)
+        lent = self._lender is not None and self._lender.able
         if self._lender is not None:
             self._lender.pause()
         try:
             loader.fill(model, checkpoint, self._config.random_seed)
-        except (ModelError, OSError) as error:
-            why = str(error)
+        except Exception as error:  # noqa: BLE001 - half of the model is new
+            why = _said(error)
         if not self._agree(why):
-            self._go_back()
+            self._go_back(lent)
             return False, why or OTHER
         self._checkpoint = checkpoint
         self._runner.weights_changed()
@@ -65,19 +67,23 @@ class WeightUpdater:
             self._occupation.free()
         return True, ""
 
-    def _go_back(self) -> None:
-        """Half of the model is new. Without the old weights this shard must not live on."""
-        if self._lender is not None and not self._lender.is_of(self._checkpoint):
+    def _go_back(self, lent: bool) -> None:
+        """Without the old weights this shard must not live on. lent: they were, so it is known what they are."""
+        if lent and self._lender is not None and not self._lender.is_of(self._checkpoint):
             raise ModelError("an update of the weights failed midway, and the files of the old ones have changed or gone")
         loader.fill(self._runner.model, self._checkpoint, self._config.random_seed)
         self._runner.weights_changed()
-        if self._lender is not None:
+        if lent and self._lender is not None:
             self._lender.go_on()
         if not self._agree(""):
             raise ModelError("an update of the weights failed midway, and another shard has not got the old ones back")
 
     def _agree(self, why: str) -> bool:
         return self._tp.agree(not why, self._runner.device)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ModelError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _check_config(old, new) -> None:

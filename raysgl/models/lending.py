@@ -60,7 +60,7 @@ class Lender:
     """
 
     def __init__(self, model: nn.Module, source: str, identity: str, folder: Path, rank: int, tp_size: int):
-        self._model, self._folder, self._lock = model, folder, threading.Lock()
+        self._model, self._lock = model, threading.Lock()
         tensors = _tensors(model)
         self.small_files = _small_files(folder) if rank == 0 else {}
         scales = [(layer, kind, scale) for (layer, kind), scale in model.kv_scales.items()]

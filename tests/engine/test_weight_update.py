@@ -122,6 +122,8 @@ def broken(folder, how: str) -> None:
         weights.unlink()
     elif how == "no config":
         config.unlink()
+    elif how == "a list":
+        config.write_text("[]")
     elif how == "another norm":
         config.write_text(json.dumps(settings | {"rms_norm_eps": 0.1}))
     elif how == "another kind":
@@ -138,6 +140,7 @@ def broken(folder, how: str) -> None:
         ("cut off", "it is not complete"),
         ("no file", "has no model.safetensors"),
         ("no config", "has no config.json"),
+        ("a list", "AttributeError"),
         ("another norm", "rms_norm_eps (0.1 instead of 1e-06)"),
         ("another kind", "architecture (Qwen3ForCausalLM instead of LlamaForCausalLM)"),
         ("a tensor less", "lacks 1 tensor: model.norm.weight"),
@@ -224,6 +227,17 @@ def test_beside_released_memory(folders, answers):
     assert replica.greedy(PROMPT) == answers[1][0]
 
 
+def test_what_is_not_known_is_not_lent(folders):
+    """Random weights have no name, and get none by being released and resumed."""
+    replica = Replica(folders[0])
+    lender = lender_of(replica.runner.model, replica.config, resolve(str(folders[0])), 0)
+    replica.use(replica.group, lender)
+    assert replica.tell(update(folders[0], load_format="dummy")).ok and not lender.able
+    for release in (True, False):
+        assert replica.tell(ChangeMemory("i", 1, MemoryChange(release, ["weights"]))).ok and not lender.able
+    assert replica.tell(update(folders[0])).ok and lender.able
+
+
 def test_a_lender_lends_what_is_there_now(folders):
     replica = Replica(folders[0])
     lender = lender_of(replica.runner.model, replica.config, resolve(str(folders[0])), 0)
@@ -261,3 +275,16 @@ def test_what_was_retracted_ends_before():
     begun = {1, 2, 3, 4}
     assert finished == [begun]
     assert all(engine.tokens(uid) == expected([uid] * 5, 24) for uid in (*begun, 9))
+
+
+@pytest.mark.gpu
+def test_graphs_serve_the_new_weights(folders):
+    settings = {"dtype": "bfloat16", "page_size": 16, "attention_backend": "triton"}
+    expected_tokens = [Replica(folder, "cuda:0", **settings).greedy(PROMPT) for folder in folders]
+    replica = Replica(folders[0], "cuda:0", **settings)
+    assert replica.greedy(PROMPT) == expected_tokens[0]
+    graphs = replica.runner._graphs
+    assert replica.tell(update(folders[1])).ok and replica.runner._graphs is graphs is not None
+    assert replica.greedy(PROMPT) == expected_tokens[1] != expected_tokens[0]
+    assert replica.tell(update(folders[0], recapture=True, empty_cache=True)).ok and replica.runner._graphs is not graphs
+    assert replica.greedy(PROMPT) == expected_tokens[0]
