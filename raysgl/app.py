@@ -86,7 +86,10 @@ def _scale(model: ModelConfig) -> dict[str, Any]:
             "initial_replicas": model.num_replicas,
             "max_replicas": scaling.max_replicas,
             **dict.fromkeys(("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s"), 0),  # the policy has its own
-            "policy": {"policy_function": "raysgl.actors.autoscaling:TokenPolicy", "policy_kwargs": scaling.model_dump()},
+            "policy": {
+                "policy_function": "raysgl.actors.autoscaling:TokenPolicy",
+                "policy_kwargs": {"model": model.engine.name, "settings": scaling.model_dump()},
+            },
         },
         "ray_actor_options": {**actor, "runtime_env": {"env_vars": autoscaling.ENVIRONMENT}},
     }

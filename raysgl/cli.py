@@ -84,7 +84,7 @@ def top(
     json: Annotated[bool, typer.Option("--json", help="print /v1/loads as it is, once")] = False,
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="where the server wants one")] = None,
 ) -> None:
-    """Watch the replicas of a running server: queues, KV cache, cache hits, rates. Ctrl-C leaves."""
+    """Watch the replicas of a running server: queues, KV cache, hot prefixes, scaling. Ctrl-C leaves."""
     import contextlib
 
     from raysgl import top

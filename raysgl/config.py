@@ -286,6 +286,10 @@ class ServerConfig(Settings):
     otlp_traces_sample_ratio: float = Field(
         1.0, ge=0, le=1, description="share of the requests that are traced, where the client has not decided"
     )
+    show_hot_prefix_text: bool = Field(
+        False,
+        description="/v1/loads and raysgl top show how hot prefixes begin, to every client with a key: it is text of users",
+    )
     metrics_names: MetricsNames = Field("sglang", description="whose names /metrics has")
 
     @model_validator(mode="after")

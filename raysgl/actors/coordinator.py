@@ -22,9 +22,10 @@ from ray.exceptions import ActorDiedError, RayError
 from raysgl.actors.index_check import COORDINATOR, VIEWS_S, wrong_masks
 from raysgl.actors.transport import KeyPair
 from raysgl.messages import CacheReport, KVEvents, ReplicaFacts
+from raysgl.overview import ScalingDecision
 from raysgl.routing import CacheView, CoordinatorState, ReplicaInfo, Reply, Routed, Views
 from raysgl.routing.audit import covers
-from raysgl.routing.messages import ReplicaJoined, facts_of
+from raysgl.routing.messages import PrefixesHot, ReplicaJoined, facts_of
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,18 @@ class CacheCoordinator:
         """What an ingress sent where (a list of `Routed`)."""
         self._called()
         self._state.routed(self._decode_routed(notices))
+        self._tell()
+
+    async def hot(self, news: bytes) -> None:
+        """What an ingress's requests find cached (a list of `PrefixesHot`)."""
+        self._called()
+        self._state.hot(msgspec.msgpack.decode(news, type=list[PrefixesHot]))
+        self._tell()
+
+    async def scaled(self, decision: bytes) -> None:
+        """The autoscaler has made a `ScalingDecision`."""
+        self._called()
+        self._state.scaled(msgspec.msgpack.decode(decision, type=ScalingDecision))
         self._tell()
 
     async def status(self) -> bytes:

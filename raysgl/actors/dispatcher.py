@@ -22,19 +22,8 @@ from raysgl.api.backend import QueueFull, Unavailable
 from raysgl.api.served_model import ServedModel
 from raysgl.cache.hashing import page_hashes
 from raysgl.logs import set_logs
-from raysgl.messages import (
-    Abort,
-    AbortRequest,
-    Done,
-    Finish,
-    Load,
-    Logs,
-    ReplicaFacts,
-    StepOutput,
-    Submit,
-    ToIngress,
-    pack_ids,
-)
+from raysgl.messages import Abort, AbortRequest, Done, Finish, Load, Logs, ReplicaFacts, StepOutput, Submit, ToIngress, pack_ids
+from raysgl.overview import HotPrefix, ScalingDecision
 from raysgl.routing import Decision, Mirror, Refusal, ReplicaInfo, RouteRequest
 from raysgl.routing.messages import facts_of
 from raysgl.sampling.params import SamplingParams
@@ -43,12 +32,6 @@ log = logging.getLogger(__name__)
 
 REFUSED = (429, 503)
 """An engine's refusals that another need not share: its queue is full, it is stopping."""
-HOMELESS_S = 120.0
-"""How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
-HELD_S = 60.0
-"""The same for a new request, where there was a replica before: the only one is being replaced."""
-COLD_START_S = 600.0
-"""The same where the model has been scaled to zero: a node may have to be added, and an image pulled."""
 MOST_HELD = 1024
 """So many sequences may wait for a replica before new requests are refused at once."""
 MAX_REFUSALS = 3
@@ -140,6 +123,12 @@ class Dispatcher(EngineCommands):
     def loads(self) -> dict[str, dict[str, Load]]:
         return self.mirror.loads()
 
+    def hot_prefixes(self) -> dict[str, list[HotPrefix]]:
+        return self.mirror.hot_prefixes(time.monotonic())
+
+    def scaling_decisions(self) -> dict[str, list[ScalingDecision]]:
+        return self.mirror.scaling_decisions()
+
     def ready(self) -> bool:
         return not self.stopping and all(self.available(name) or name in self.wakers for name in self.models)
 
@@ -195,11 +184,13 @@ class Dispatcher(EngineCommands):
 
     def _place_arrivals(self, model: str) -> None:
         arrived = [(stream, placed) for stream, placed in self._arriving.pop(model) if not placed.done()]
-        decisions = self._choose(model, [self._route_request(stream, stream.sequences) for stream, _ in arrived])
+        decisions = self._choose(model, [stream.to_route(stream.sequences) for stream, _ in arrived])
         for (stream, placed), decision in zip(arrived, decisions):
             if isinstance(decision, Decision):
                 self._streams.setdefault(stream.request_id, set()).add(stream)
                 self._send(stream, stream.sequences, decision)
+                pages, size = decision.hit_pages, stream.model.page_size
+                self.mirror.hot.reused(model, stream.page_hashes, pages, size, time.monotonic(), stream.input_ids)
                 placed.set_result(None)
             elif decision.reason == "full":
                 placed.set_exception(QueueFull("all replicas have too many waiting requests", decision.retry_after))
@@ -221,13 +212,6 @@ class Dispatcher(EngineCommands):
             for request in requests:
                 request.exclude |= unknown
         return self.mirror.choose(model, requests, time.monotonic())
-
-    def _route_request(self, stream: Stream, sequences: list[LiveSequence]) -> RouteRequest:
-        refused = frozenset(itertools.chain.from_iterable(seq.refused_by for seq in sequences))
-        tokens = len(stream.input_ids) // 4 + max(len(seq.sent) for seq in sequences)
-        # A replica that looks full lets in what was accepted before, and may let in what goes before others that wait.
-        insists = stream.accepted or stream.priority > 0
-        return RouteRequest(stream.page_hashes, tokens, len(sequences), stream.session, refused, insists)
 
     def _send(self, stream: Stream, sequences: list[LiveSequence], decision: Decision) -> None:
         placement = Placement(decision.replica, decision.epoch, decision.ticket, live=len(sequences))
@@ -267,7 +251,7 @@ class Dispatcher(EngineCommands):
             self._detach(seq)
             by_stream.setdefault(seq.stream, []).append(seq)
         for stream, group in by_stream.items():
-            request = self._route_request(stream, group)
+            request = stream.to_route(group)
             final = refusal is not None and refusal.status == 429 and stream.untouched and not stream.accepted
             if final and len(request.exclude) >= MAX_REFUSALS:
                 decision = None
@@ -378,7 +362,7 @@ class Dispatcher(EngineCommands):
         since, self._homeless = self._homeless, {}
         waiting = []
         for seq, lost_at in since.items():
-            if now - lost_at > self._patience_s(seq.stream):
+            if now - lost_at > seq.stream.patience_s(seq.stream.model.name in self.wakers):
                 seq.stream.end(seq, Finish("error", message="no replica came up to take it", status=503))
                 self._over(seq)
             else:
@@ -389,11 +373,6 @@ class Dispatcher(EngineCommands):
             self._homeless[seq] = since[seq]
             if (wake := self.wakers.get(seq.stream.model.name)) is not None:
                 wake()
-
-    def _patience_s(self, stream: Stream) -> float:
-        if stream.model.name in self.wakers:
-            return COLD_START_S
-        return HELD_S if stream.untouched and not stream.accepted else HOMELESS_S
 
 
 def _asleep(model: str) -> str:

@@ -92,7 +92,7 @@ class IngressLoop:
         self._application = application
         self.name = f"ingress-{uuid.uuid4().hex[:12]}"
         server = config.server
-        self._mirror = Mirror(self.name, shards=server.coordinator_shards, policy=server.routing_policy)
+        self._mirror = Mirror(self.name, None, server.coordinator_shards, server.routing_policy, server.show_hot_prefix_text)
         self._decode = msgspec.msgpack.Decoder(Updates).decode
         self._handles: dict[str, ActorHandle] = {}
         self._lifelines: dict[tuple[str, int], asyncio.Task] = {}
@@ -217,6 +217,8 @@ class IngressLoop:
             notices = self._mirror.take_routed()
             if notices:
                 self._coordinators[0].routed.remote(msgspec.msgpack.encode(notices))
+            if news := self._mirror.hot.take_news(time.monotonic()):
+                self._coordinators[0].hot.remote(msgspec.msgpack.encode(news))
             if self._mirror.marked:
                 self._mirror.marked = False
                 wrong = await wrong_masks(part for router in self._mirror.routers.values() for part in router.index.parts)

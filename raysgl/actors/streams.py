@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from array import array
 from collections.abc import Callable
@@ -12,7 +13,15 @@ import msgspec
 
 from raysgl.api.served_model import ServedModel
 from raysgl.messages import DEFAULT_VERSION, Finish, SequenceOutput
+from raysgl.routing import RouteRequest
 from raysgl.sampling.params import SamplingParams
+
+HOMELESS_S = 120.0
+"""How long a stream whose replica died waits for another. A replica that loads a large model takes about a minute to come back."""
+HELD_S = 60.0
+"""The same for a new request, where there was a replica before: the only one is being replaced."""
+COLD_START_S = 600.0
+"""The same where the model has been scaled to zero: a node may have to be added, and an image pulled."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +100,14 @@ class Stream:
 
     # ---------------------------------------------------------------- the dispatcher's side
 
+    def to_route(self, sequences: list[LiveSequence]) -> RouteRequest:
+        """What routing needs to know to place these."""
+        refused = frozenset(itertools.chain.from_iterable(seq.refused_by for seq in sequences))
+        tokens = len(self.input_ids) // 4 + max(len(seq.sent) for seq in sequences)
+        # A replica that looks full lets in what was accepted before, and may let in what goes before others that wait.
+        insists = self.accepted or self.priority > 0
+        return RouteRequest(self.page_hashes, tokens, len(sequences), self.session, refused, insists)
+
     def expire(self) -> None:
         """Its time is up: it ends with what it has, or with an error if that is nothing."""
         status = 504 if self.untouched else 0
@@ -125,6 +142,12 @@ class Stream:
     def untouched(self) -> bool:
         """Whether nothing has been delivered, so that it can be sent again as it was."""
         return not any(seq.announced or seq.sent or seq.finished for seq in self.sequences)
+
+    def patience_s(self, asleep: bool) -> float:
+        """How long it waits for a replica. asleep: the model may have been scaled to zero."""
+        if asleep:
+            return COLD_START_S
+        return HELD_S if self.untouched and not self.accepted else HOMELESS_S
 
     def sampling_of(self, seq: LiveSequence) -> SamplingParams:
         """The settings with which one of `n` sequences goes on alone: its own seed, and nothing said twice."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from raysgl.api.served_model import ServedModel
 from raysgl.messages import Load, LogSettings, MemoryChange, ProfileRequest, ReplicaFacts, SequenceOutput, WeightsUpdate
+from raysgl.overview import HotPrefix, ScalingDecision
 from raysgl.sampling.params import SamplingParams
 
 
@@ -90,6 +91,12 @@ class Backend(Protocol):
 
     def loads(self) -> dict[str, dict[str, Load]]:
         """model name -> replica id -> load, as last reported."""
+
+    def hot_prefixes(self) -> dict[str, list[HotPrefix]]:
+        """model name -> what its requests find cached, at all ingresses; those that save most tokens first."""
+
+    def scaling_decisions(self) -> dict[str, list[ScalingDecision]]:
+        """model name -> what the autoscaler last decided, the newest first."""
 
     def ready(self) -> bool:
         """Whether every model has at least one live replica and this ingress is not draining."""

@@ -73,12 +73,12 @@ TOKENIZE = (protocol.TokenizeRequest, protocol.TokenizeChatRequest)
 DETOKENIZE = (protocol.DetokenizeRequest,)
 FLUSH_PARAMETERS = (
     _parameter("timeout", "query", "number", "seconds to wait until idle"),
-    _parameter("model", "query", "string", "only this model's replicas"),
+    _parameter("model", "query", "string", "only what is of this model"),
 )
 
 MODEL_PARAMETERS = (_parameter("model", "query", "string", "where several are served"),)
 LOADS_PARAMETERS = (
-    _parameter("include", "query", "string", f"some of {', '.join(info.SECTIONS)}, separated by commas; default: all"),
+    _parameter("include", "query", "string", f"some of {', '.join(info.INCLUDE)}, separated by commas; default: all"),
     _parameter("format", "query", "string", "json or prometheus"),
     _parameter("model", "query", "string", "only this model's replicas"),
 )

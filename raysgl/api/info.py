@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import orjson
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from starlette.requests import Request
@@ -17,9 +19,14 @@ from raysgl.api.errors import bad_request, model_not_found
 from raysgl.api.served_model import ServedModel
 from raysgl.api.service import Service
 from raysgl.messages import DEFAULT_VERSION, Load, ReplicaFacts
+from raysgl.overview import HotPrefix, ScalingDecision
 
 STARTED_AT = time.time()
 SECTIONS = ("core", "memory", "queues")
+"""Of each replica."""
+MODEL_SECTIONS = ("prefixes", "scaling")
+"""Of each model."""
+INCLUDE = (*SECTIONS, *MODEL_SECTIONS)
 """What /v1/loads can include, beside `all`."""
 SECRET = ("api_key", "admin_api_key", "key_file", "keyfile", "password")
 """Ends of the names of settings that nobody is told."""
@@ -120,31 +127,31 @@ def _public(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 async def loads(service: Service, request: Request) -> Response:
-    """How busy each replica is; `format=prometheus` for text."""
+    """How busy each replica is, what is found cached and how the fleet was scaled; `format=prometheus` for text of the first."""
     query = request.query_params
     for name in query:
         if name not in ("include", "format", "model"):
             raise bad_request(f"Unknown query parameter: {name[:40]}", name[:40], "unknown_parameter")
     sections = [part.strip() for part in query.get("include", "all").split(",")]
     for section in sections:
-        if section not in (*SECTIONS, "all"):
-            raise bad_request(f"include has {section[:40]!r}, but must be some of all, {', '.join(SECTIONS)}", "include")
+        if section not in (*INCLUDE, "all"):
+            raise bad_request(f"include has {section[:40]!r}, but must be some of all, {', '.join(INCLUDE)}", "include")
     if (form := query.get("format", "json")) not in ("json", "prometheus"):
         raise bad_request(f"format is {form[:40]!r}, but must be json or prometheus", "format")
     if (only := query.get("model")) is not None and only not in service.backend.models:
         raise model_not_found(only)
+    models = [model for name, model in service.models().items() if only in (None, name)]
     found = [
         (model, replica, load)
-        for name, model in service.models().items()
-        if only in (None, name)
-        for replica, load in sorted(service.backend.loads().get(name, {}).items())
+        for model in models
+        for replica, load in sorted(service.backend.loads().get(model.name, {}).items())
     ]
     if form == "prometheus":
         return Response(_prometheus(found), media_type="text/plain; version=0.0.4; charset=utf-8")
-    chosen = SECTIONS if "all" in sections else sections
+    chosen = INCLUDE if "all" in sections else sections
     facts = [facts for replicas in service.backend.replicas().values() for facts in replicas.values()]
     now = datetime.now(UTC).isoformat()
-    body = {
+    body: dict[str, Any] = {
         "timestamp": now,
         "version": raysgl.__version__,
         "accelerator": ", ".join(sorted({fact.device for fact in facts})),
@@ -154,7 +161,40 @@ async def loads(service: Service, request: Request) -> Response:
             for i, (model, replica, load) in enumerate(found)
         ],
     }
+    if "prefixes" in chosen:
+        hot = service.backend.hot_prefixes()
+        body["hot_prefixes"] = [_hot_prefix(model, prefix) for model in models for prefix in hot.get(model.name, ())]
+    if "scaling" in chosen:
+        made = service.backend.scaling_decisions()
+        body["scaling_decisions"] = [_scaling_decision(decision) for model in models for decision in made.get(model.name, ())]
     return _json(body)
+
+
+def _hot_prefix(model: ServedModel, prefix: HotPrefix) -> dict[str, Any]:
+    """`text` only where the server is set to show it; the last token may be cut within a character."""
+    shown: dict[str, Any] = {
+        "model": model.name,
+        "hash": f"{prefix.hash:016x}",
+        "tokens": prefix.tokens,
+        "replicas": prefix.replicas,
+        "hits_per_second": prefix.hits_per_second,
+        "saved_tokens_per_second": prefix.hits_per_second * prefix.tokens,
+    }
+    if prefix.beginning:
+        ids = array("i", prefix.beginning).tolist()
+        shown["text"] = model.tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd")
+    return shown
+
+
+def _scaling_decision(decision: ScalingDecision) -> dict[str, Any]:
+    return {
+        "timestamp": datetime.fromtimestamp(decision.at, UTC).isoformat(),
+        "model": decision.model,
+        "from": decision.before,
+        "to": decision.after,
+        "reason": decision.why,
+        "figures": msgspec.structs.asdict(decision.figures),
+    }
 
 
 def _load(model: ServedModel, load: Load, sections: tuple[str, ...] | list[str]) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from raysgl.messages import KVEvents, Load, PagesRemoved, PagesStored
+from raysgl.overview import ScalingDecision
 from raysgl.routing.index import Applied, PrefixIndex
 from raysgl.routing.messages import (
     CacheChanged,
     Delta,
     LoadChanged,
     ModelView,
+    PrefixesHot,
     ReplicaDraining,
     ReplicaInfo,
     ReplicaJoined,
@@ -30,6 +32,10 @@ from raysgl.routing.messages import (
 
 MAX_GONE = 10_000
 """Replica ids remembered after their end: more than die within any message's delay."""
+KEPT_DECISIONS = 32
+"""Scaling decisions of a model that are remembered."""
+HOT_WEIGHT = 8
+"""Of a hot prefix in the log: its beginning takes as much as some page hashes."""
 
 
 class CoordinatorState:
@@ -53,6 +59,7 @@ class CoordinatorState:
         self._loads: dict[str, Load] = {}
         self._gone: dict[str, int] = {}
         self.indexes: dict[str, PrefixIndex] = {}
+        self._decisions: dict[str, deque[ScalingDecision]] = {}
 
     # ------------------------------------------------------------------ from replicas
 
@@ -138,6 +145,18 @@ class CoordinatorState:
             if info is not None and info.epoch == notice.epoch:
                 self._append(notice)
 
+    def hot(self, news: Iterable[PrefixesHot]) -> None:
+        """An ingress tells what is hot there; passed on to the mirrors, and not kept: it is told again soon."""
+        for told in news:
+            if told.model in self.indexes:
+                self._append(told)
+
+    def scaled(self, decision: ScalingDecision) -> None:
+        """The autoscaler has decided; kept and passed on. It may be the first that is heard of a model."""
+        self.indexes.setdefault(decision.model, PrefixIndex())
+        self._decisions.setdefault(decision.model, deque(maxlen=KEPT_DECISIONS)).append(decision)
+        self._append(decision)
+
     def updates_since(self, epoch: int, version: int, now: float, max_deltas: int = 10_000) -> Updates:
         """What a mirror that is at `version` of coordinator epoch `epoch` has missed (at most `max_deltas` at a time).
 
@@ -212,12 +231,15 @@ class CoordinatorState:
                 [replace(info) for info in self._replicas.values() if info.model == model],
                 {info.replica: self._loads[info.replica] for info in self.replicas(model) if info.replica in self._loads},
                 index.dump(),
+                list(self._decisions.get(model, ())),
             )
             for model, index in self.indexes.items()
         ]
 
 
 def _pages(delta: Delta) -> int:
+    if isinstance(delta, PrefixesHot):
+        return HOT_WEIGHT * len(delta.prefixes)
     if isinstance(delta, CacheChanged):
         return sum(len(event.hashes) for event in delta.batch.events if isinstance(event, PagesStored | PagesRemoved))
     return len(delta.hashes) if isinstance(delta, Routed) else 0

@@ -185,6 +185,10 @@ class PrefixIndex:
         member = self._members.get(replica)
         return member.pages if member else 0
 
+    def holders(self, page: int) -> int:
+        """How many replicas have a page, and so all pages before it."""
+        return (self._live & self._shards[page & 255].get(page, 0)).bit_count()
+
     def hashes_of(self, replica: str) -> set[int]:
         """All pages of a replica; for checks. Walks the index."""
         member = self._members.get(replica)

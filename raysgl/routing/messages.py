@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from raysgl.messages import KVEvents, Load, ReplicaFacts
+from raysgl.overview import HotPrefix, ScalingDecision
 
 
 class ReplicaInfo(msgspec.Struct, array_like=True):
@@ -96,7 +97,15 @@ class Routed(msgspec.Struct, array_like=True, tag=True):
     hashes: list[int]
 
 
-Delta = ReplicaJoined | ReplicaLeft | ReplicaDraining | CacheChanged | LoadChanged | Routed
+class PrefixesHot(msgspec.Struct, array_like=True, tag=True):
+    """What an ingress's requests find cached most often, as of now."""
+
+    model: str
+    ingress: str
+    prefixes: list[HotPrefix]
+
+
+Delta = ReplicaJoined | ReplicaLeft | ReplicaDraining | CacheChanged | LoadChanged | Routed | PrefixesHot | ScalingDecision
 
 
 class ModelView(msgspec.Struct, array_like=True):
@@ -106,6 +115,7 @@ class ModelView(msgspec.Struct, array_like=True):
     replicas: list[ReplicaInfo]
     loads: dict[str, Load]
     index: IndexDump
+    decisions: list[ScalingDecision] = []
 
 
 class Updates(msgspec.Struct, array_like=True):

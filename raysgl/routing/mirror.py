@@ -16,17 +16,22 @@ register again.
 from __future__ import annotations
 
 import random
+from collections import defaultdict, deque
 from collections.abc import Iterable
 
 from msgspec.structs import replace
 
 from raysgl.messages import CacheMark, Load
+from raysgl.overview import HotPrefix, ScalingDecision
+from raysgl.routing.coordinator_state import KEPT_DECISIONS
+from raysgl.routing.hot_prefixes import HotPrefixes
 from raysgl.routing.index import PrefixIndex
 from raysgl.routing.messages import (
     CacheChanged,
     Delta,
     LoadChanged,
     ModelView,
+    PrefixesHot,
     ReplicaDraining,
     ReplicaInfo,
     ReplicaJoined,
@@ -39,14 +44,19 @@ from raysgl.routing.router import Decision, Refusal, Router, RouteRequest
 
 class Mirror:
     """Not thread safe. `now` is time.monotonic() of the ingress. `ingress` is its own id, to know its own notices by. shards: of the
-    coordinator. policy: see `Router`."""
+    coordinator. policy: see `Router`. beginnings: see `HotPrefixes`."""
 
-    def __init__(self, ingress: str, seed: int | None = None, shards: int = 1, policy: str = "raysgl"):
+    def __init__(
+        self, ingress: str, seed: int | None = None, shards: int = 1, policy: str = "raysgl", beginnings: bool = False
+    ):
         self.ingress = ingress
         self._policy = policy
         self.cursors = [(0, -1)] * shards
         """For each shard of the coordinator, (its epoch, version) to ask updates since."""
         self.routers: dict[str, Router] = {}
+        self.hot = HotPrefixes(ingress, beginnings)
+        """What requests find cached; for whoever places them to tell."""
+        self._decisions: defaultdict[str, deque[ScalingDecision]] = defaultdict(lambda: deque(maxlen=KEPT_DECISIONS))
         self.updated_at: float | None = None
         self.marked = False
         """A batch with a mark has come; for whoever tells of it, and sets this back."""
@@ -141,7 +151,21 @@ class Mirror:
         """model -> replica -> last report."""
         return {model: router.loads() for model, router in self.routers.items()}
 
+    def hot_prefixes(self, now: float) -> dict[str, list[HotPrefix]]:
+        """model -> what its requests find cached, those that save most tokens first."""
+        return {model: self._held(router, self.hot.hottest(model, now)) for model, router in self.routers.items()}
+
+    def scaling_decisions(self) -> dict[str, list[ScalingDecision]]:
+        """model -> the autoscaler's last decisions, the newest first."""
+        return {model: list(reversed(decisions)) for model, decisions in self._decisions.items()}
+
     # ------------------------------------------------------------------ inner
+
+    @staticmethod
+    def _held(router: Router, prefixes: list[HotPrefix]) -> list[HotPrefix]:
+        for prefix in prefixes:
+            prefix.replicas = router.index.holders(prefix.hash)
+        return prefixes
 
     def _apply(self, delta: Delta, now: float) -> None:
         # Copies of infos, since routers change `draining`, and in one process the coordinator's object may be the same.
@@ -158,6 +182,10 @@ class Mirror:
             router.drain(delta.replica, delta.epoch, delta.draining)
         elif isinstance(delta, ReplicaLeft):
             router.leave(delta.replica, delta.epoch)
+        elif isinstance(delta, PrefixesHot):
+            self.hot.told(delta, now)
+        elif isinstance(delta, ScalingDecision):
+            self._decisions[delta.model].append(delta)
         elif delta.ingress != self.ingress:
             router.routed(delta.replica, delta.epoch, delta.tokens, delta.hashes, now)
 
@@ -194,6 +222,8 @@ class Mirror:
                     router.index.parts[0].drop(info.replica)
                 else:
                     router.join(replace(info), index_too=False)
+            if view.decisions:  # a coordinator that began anew may know none, while this mirror does
+                self._decisions[view.model] = deque(view.decisions, KEPT_DECISIONS)
             if view.model in before:
                 router.adopt(before[view.model])
             for info in view.replicas:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raysgl.config import AutoscalingConfig
+from raysgl.overview import ScalingFigures
 
 HOT_ROOM = 0.9
 """Share of the remaining replicas' pages that busy and hot pages may fill for one replica to go: eviction needs some slack."""
@@ -22,10 +23,11 @@ MAX_GROWTH = 2.0
 class ReplicaLoad:
     """What a replica last said of itself.
 
-    queue_seconds: time to compute the prompt tokens that wait and are not cached. used_pages: of running sequences.
+    queued_tokens: of prompts that wait, not cached. queue_seconds: time to compute them. used_pages: of running sequences.
     hot_pages: cached, and found by a request lately. ttft: average seconds to the first token. busy: anything runs or waits.
     """
 
+    queued_tokens: float
     queue_seconds: float
     used_pages: float
     hot_pages: float
@@ -36,10 +38,11 @@ class ReplicaLoad:
 
 @dataclass
 class Scaler:
-    """One model's decisions. `why` explains the last one that changed something."""
+    """One model's decisions. `why` explains the last one. held: fewer would do, but the others have no room for what is cached."""
 
     config: AutoscalingConfig
     why: str = ""
+    held: bool = False
     _more_since: float | None = field(default=None, repr=False)
     _fewer_since: float | None = field(default=None, repr=False)
 
@@ -53,7 +56,7 @@ class Scaler:
         if current == 0:
             self._more_since = self._fewer_since = None
             if waiting_for_any or config.min_replicas:
-                self.why = "requests wait for the first replica" if waiting_for_any else "min_replicas"
+                self.why = "requests wait for the first replica" if waiting_for_any else "fewer than min_replicas"
                 return max(1, config.min_replicas)
             return 0
         if not replicas:  # they start, or have not said anything yet
@@ -69,35 +72,56 @@ class Scaler:
             self.why = why
             return min(wanted, math.ceil(current * MAX_GROWTH))
         if self._fewer_since is not None and now - self._fewer_since >= config.downscale_delay_s:
-            if not self._fits(replicas, current - 1):
+            need, room = self._room(replicas, current - 1)
+            self.held = need > room
+            if self.held:
+                self.why = (
+                    f"fewer would do, but running sequences and hot prefixes fill {need:.0f} pages; the others have {room:.0f}"
+                )
                 return current
             self._fewer_since = None
             self.why = why
             return current - 1
+        if self._fewer_since is None:
+            self.held = False
         return current
 
     def _wanted(self, replicas: Sequence[ReplicaLoad]) -> tuple[int, str]:
         """As many as the worst of the signals asks for, and what it says."""
         config = self.config
         if not any(replica.busy for replica in replicas):
-            return 0, "idle"
-        queue = sum(replica.queue_seconds for replica in replicas)
-        pages = sum(replica.total_pages for replica in replicas) / len(replicas)
-        used = sum(replica.used_pages for replica in replicas)
-        busy = [replica.ttft for replica in replicas if replica.busy]
-        ttft = sum(busy) / len(busy)
+            return 0, "nothing runs or waits"
+        count, now = len(replicas), figures(replicas)
+        queue = f"{now.queued_tokens:,} uncached prompt tokens wait, {now.queue_seconds:.1f} s of one replica"
         asks = [
-            (queue / config.target_queue_s, f"{queue:.1f} s of prompt tokens wait"),
-            (used / (config.target_kv_use * max(pages, 1)), f"running sequences hold {used:.0f} pages, a replica {pages:.0f}"),
+            (now.queue_seconds / config.target_queue_s, f"{queue} (target {config.target_queue_s:g} s each)"),
+            (
+                count * now.kv_use / config.target_kv_use,
+                f"sequences hold {now.kv_use:.0%} of KV (target {config.target_kv_use:.0%})",
+            ),
         ]
-        if config.target_ttft_s is not None:
-            asks.append((len(replicas) * ttft / config.target_ttft_s, f"the first token takes {ttft:.2f} s"))
+        if (target := config.target_ttft_s) is not None:
+            asks.append((count * now.ttft / target, f"the first token takes {now.ttft:.2f} s (target {target:g} s)"))
         most, why = max(asks)
         return max(1, math.ceil(most - 1e-9)), why
 
-    def _fits(self, replicas: Sequence[ReplicaLoad], remaining: int) -> bool:
-        """Whether so many replicas hold what all of them use and what requests keep finding. Prefixes that several have cached
+    def _room(self, replicas: Sequence[ReplicaLoad], remaining: int) -> tuple[float, float]:
+        """Pages that all replicas use and that requests keep finding, and those that so many hold. Prefixes that several have cached
         count for each, so this errs on keeping a replica."""
         pages = sum(replica.total_pages for replica in replicas) / len(replicas)
         need = sum(replica.used_pages + replica.hot_pages for replica in replicas)
-        return need <= HOT_ROOM * remaining * pages
+        return need, HOT_ROOM * remaining * pages
+
+
+def figures(replicas: Sequence[ReplicaLoad]) -> ScalingFigures:
+    """What the replicas say together."""
+    pages = max(1.0, sum(replica.total_pages for replica in replicas))
+    busy = [replica.ttft for replica in replicas if replica.busy]
+    return ScalingFigures(
+        int(sum(replica.queued_tokens for replica in replicas)),
+        sum(replica.queue_seconds for replica in replicas),
+        sum(replica.used_pages for replica in replicas) / pages,
+        sum(replica.hot_pages for replica in replicas) / pages,
+        sum(busy) / len(busy) if busy else 0.0,
+        len(replicas),
+    )

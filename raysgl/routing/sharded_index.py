@@ -31,6 +31,10 @@ class ShardedIndex:
         """How many pages a replica is known to have."""
         return sum(part.pages(replica) for part in self.parts)
 
+    def holders(self, page: int) -> int:
+        """See `PrefixIndex.holders`."""
+        return sum(part.holders(page) for part in self.parts)
+
     def hashes_of(self, replica: str) -> set[int]:
         """All pages of a replica; for checks. Walks the index."""
         return set().union(*(part.hashes_of(replica) for part in self.parts))

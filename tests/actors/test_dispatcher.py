@@ -119,7 +119,7 @@ async def test_a_new_request_waits_only_so_long_for_a_replica(cluster, monkeypat
     engine = cluster.add_engine("a")
     dispatcher = await cluster.add_ingress()
     dispatcher.lost(engine.info)
-    monkeypatch.setattr("raysgl.actors.dispatcher.HELD_S", 0.1)
+    monkeypatch.setattr("raysgl.actors.streams.HELD_S", 0.1)
     monkeypatch.setattr("raysgl.actors.dispatcher.MOST_HELD", 2)
     held = [await ask(dispatcher, prompt(i), request_id=str(i)) for i in range(2)]
     with pytest.raises(Unavailable):

@@ -19,6 +19,7 @@ from raysgl.messages import (
     TokenLogprob,
     WeightsUpdate,
 )
+from raysgl.overview import HotPrefix, ScalingDecision
 from raysgl.sampling.params import SamplingParams
 
 
@@ -91,6 +92,8 @@ class FakeBackend:
         self.weight_updates: list[tuple[WeightsUpdate, str | None]] = []
         self.log_changes: list[LogSettings] = []
         self.checked: list[str | None] = []
+        self.hot: dict[str, list[HotPrefix]] = {}
+        self.decisions: dict[str, list[ScalingDecision]] = {}
 
     @property
     def last(self) -> FakeStream:
@@ -187,6 +190,12 @@ class FakeBackend:
     def loads(self) -> dict[str, dict[str, Load]]:
         load = Load(running=3, waiting=2, free_pages=50, cached_pages=30, total_pages=100, prompt_tokens=400, cached_tokens=100)
         return {name: {"replica-0": load} for name in self.models}
+
+    def hot_prefixes(self) -> dict[str, list[HotPrefix]]:
+        return self.hot
+
+    def scaling_decisions(self) -> dict[str, list[ScalingDecision]]:
+        return self.decisions
 
     def ready(self) -> bool:
         return self.is_ready

@@ -75,6 +75,9 @@ async def test_loads(configured):
     assert "memory" not in core and "queues" not in core and core["num_running_reqs"] == 3
     (memory,) = (await get(configured, "/v1/loads?include=memory,queues")).json()["loads"]
     assert "num_running_reqs" not in memory and {"memory", "queues"} <= set(memory)
+    for include, keys in (("core", set()), ("prefixes", {"hot_prefixes"}), ("scaling,core", {"scaling_decisions"})):
+        asked = (await get(configured, f"/v1/loads?include={include}")).json()
+        assert set(asked) & {"hot_prefixes", "scaling_decisions"} == keys
     text = (await get(configured, "/v1/loads?format=prometheus")).text
     assert 'sglang:num_running_reqs{model_name="tiny",replica="replica-0"} 3.0' in text
 

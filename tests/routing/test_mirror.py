@@ -4,7 +4,10 @@ import msgspec
 import pytest
 
 from raysgl.messages import CacheCleared, KVEvents, Load, PagesStored
+from raysgl.overview import ScalingDecision, ScalingFigures
 from raysgl.routing import CoordinatorState, Decision, Mirror, ReplicaInfo, Reply, RouteRequest
+from raysgl.routing.coordinator_state import KEPT_DECISIONS
+from raysgl.routing.hot_prefixes import HALF_LIFE_S
 from raysgl.routing.messages import CacheChanged, Updates
 
 
@@ -67,6 +70,47 @@ def test_a_mirror_far_behind_gets_everything(coordinator):
     assert coordinator.updates_since(*mirror.cursors[0], 1.0).views is not None
     assert follow(mirror, coordinator)
     assert mirror.routers["m"].index.hashes_of("b") == set(range(50))
+
+
+def test_scaling_decisions_reach_mirrors_old_and_new_and_outlive_the_coordinator(coordinator):
+    mirror = Mirror("i1")
+    follow(mirror, coordinator)
+    made = [ScalingDecision("m", float(i), i, i + 1, "why", ScalingFigures(i)) for i in range(KEPT_DECISIONS + 3)]
+    for decision in made:
+        coordinator.scaled(decision)
+    coordinator.scaled(ScalingDecision("asleep", 1.0, 0, 1, "why", ScalingFigures()))
+    newest_first = made[: -KEPT_DECISIONS - 1 : -1]
+    late = Mirror("late")
+    for follower in (mirror, late):
+        assert follow(follower, coordinator)
+        assert follower.scaling_decisions()["m"] == newest_first
+        assert len(follower.scaling_decisions()["asleep"]) == 1
+    again = CoordinatorState(epoch=200, now=10.0, settle_s=3.0)
+    again.register(info("a"), 10.0)
+    assert follow(mirror, again, 14.0)
+    assert mirror.scaling_decisions()["m"] == newest_first
+
+
+def test_hot_prefixes_are_merged_over_ingresses(coordinator):
+    coordinator.apply_events(stored("b", 0, 1), 1.0)
+    mirrors = [Mirror("i1", beginnings=True), Mirror("i2")]
+    for mirror in mirrors:
+        follow(mirror, coordinator)
+        for _ in range(4):
+            mirror.hot.reused("m", [1, 2, 3], 2, 16, 1.0, bytes(400))
+    first, second = mirrors
+    (alone,) = first.hot_prefixes(1.0)["m"]
+    assert (alone.hash, alone.tokens, alone.replicas, len(alone.beginning)) == (2, 32, 1, 32 * 4)
+    for mirror in mirrors:
+        coordinator.hot(mirror.hot.take_news(1.0))
+        assert mirror.hot.take_news(1.5) == []
+    for mirror in mirrors:
+        follow(mirror, coordinator, 1.0)
+        (both,) = mirror.hot_prefixes(1.0)["m"]
+        assert both.hits_per_second == pytest.approx(2 * alone.hits_per_second)
+        (later,) = mirror.hot_prefixes(1.0 + HALF_LIFE_S)["m"]
+        assert later.hits_per_second == pytest.approx(alone.hits_per_second)
+    assert second.hot.take_news(3.1)[0].prefixes[0].beginning == b"", "not kept where it is not asked for"
 
 
 def test_long_logs_come_in_parts(coordinator):

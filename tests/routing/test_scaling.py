@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from raysgl.config import AutoscalingConfig
-from raysgl.routing.scaling import ReplicaLoad, Scaler
+from raysgl.routing.scaling import ReplicaLoad, Scaler, figures
 
-IDLE = ReplicaLoad(queue_seconds=0.0, used_pages=0, hot_pages=0, total_pages=100, ttft=0.1, busy=False)
+IDLE = ReplicaLoad(queued_tokens=0, queue_seconds=0.0, used_pages=0, hot_pages=0, total_pages=100, ttft=0.1, busy=False)
 BUSY = replace(IDLE, used_pages=30, busy=True)
 
 
@@ -61,6 +61,32 @@ def test_not_down_where_hot_prefixes_would_be_lost():
     hot = replace(BUSY, used_pages=5, hot_pages=60)
     assert after(scaler(), 999, [hot, hot], 2) == 2
     assert after(scaler(), 999, [hot, replace(hot, hot_pages=10)], 2) == 1
+
+
+def test_a_decision_says_which_figures_made_it():
+    s = scaler()
+    waiting = replace(BUSY, queued_tokens=40_000, queue_seconds=2.5)
+    assert after(s, 5, [waiting, waiting], 2) == 4
+    assert "80,000 uncached prompt tokens" in s.why and "5.0 s" in s.why and not s.held
+    now = figures([waiting, replace(waiting, ttft=0.3, hot_pages=20), IDLE])
+    assert (now.queued_tokens, now.queue_seconds, now.reports) == (80_000, 5.0, 3)
+    assert (now.kv_use, now.hot_use, now.ttft) == pytest.approx((0.2, 20 / 300, 0.2))
+    for settings, load, words in [
+        ({"target_kv_use": 0.4}, replace(BUSY, used_pages=95), "95% of KV (target 40%)"),
+        ({"target_ttft_s": 0.4}, replace(BUSY, ttft=0.9), "0.90 s (target 0.4 s)"),
+    ]:
+        s = scaler(**settings)
+        after(s, 5, [load], 1)
+        assert words in s.why
+
+
+def test_it_says_that_hot_prefixes_keep_a_replica():
+    s = scaler()
+    hot = replace(BUSY, used_pages=5, hot_pages=60)
+    assert after(s, 60, [hot, hot], 2) == 2
+    assert s.held and "130 pages" in s.why and "90" in s.why
+    s.decide([replace(hot, queue_seconds=1.5)] * 2, 2, False, 161.0)
+    assert not s.held, "fewer would not do any more"
 
 
 def test_to_zero_and_back():
