@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -12,10 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
 
+from raysgl.actors.autoscaling import TokenPolicy
 from raysgl.config import AppConfig
+from raysgl.config_file import load
 
 ROOT = Path(__file__).parents[1]
+SERVE_CONFIGS = sorted((ROOT / "serve_configs").glob("*.yaml"))
 CONFIGS = ["cluster.yaml", "examples/cluster-static.yaml"]
 
 # The fields of KubeRay's v1 types (1.4), required ones in capitals: its schema comes with the operator alone.
@@ -98,6 +104,37 @@ def test_the_rayservice_has_no_field_that_kuberay_lacks():
             amounts = container["resources"]
             assert amounts["limits"].keys() == amounts["requests"].keys()
             assert all(re.fullmatch(r"\d+(Gi|Mi|m)?", str(value)) for part in amounts.values() for value in part.values())
+
+
+@pytest.mark.parametrize("name", ["examples/kuberay.yaml", *(f"serve_configs/{path.name}" for path in SERVE_CONFIGS)])
+def test_serve_and_raysgl_accept_the_serve_config_and_build_its_application(name, tmp_path):
+    """Serve ignores settings that it does not know; raysgl's own reading of the file refuses them."""
+    text = (ROOT / name).read_text()
+    if name == "examples/kuberay.yaml":
+        text = yaml.safe_load(text)["spec"]["serveConfigV2"]
+    (tmp_path / "serve.yaml").write_text(text)
+    config = load(tmp_path / "serve.yaml")
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
+    module, _, builder = application.import_path.partition(":")
+    args = AppConfig.model_validate(application.args)
+    assert args == config
+    built = getattr(importlib.import_module(module), builder)(args)
+    assert isinstance(built, Application)
+    deployments = [engine._bound_deployment for engine in built._bound_deployment.init_args[1:]]
+    assert [deployment.init_args[0] for deployment in deployments] == args.models
+    for deployment, model in zip(deployments, args.models):
+        assert len(deployment._replica_config.placement_group_bundles) == model.engine.tp_size
+        autoscaling = deployment._deployment_config.autoscaling_config
+        if model.autoscaling is None:
+            assert autoscaling is None and deployment.num_replicas == model.num_replicas
+        else:
+            assert (autoscaling.min_replicas, autoscaling.max_replicas) == (
+                model.autoscaling.min_replicas,
+                model.autoscaling.max_replicas,
+            )
+            policy = autoscaling.policy
+            assert policy.get_policy() is TokenPolicy
+            assert TokenPolicy(**policy.policy_kwargs)
 
 
 def test_the_rayservice_has_a_config_that_raysgl_accepts():
