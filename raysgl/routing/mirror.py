@@ -222,8 +222,9 @@ class Mirror:
                     router.index.parts[0].drop(info.replica)
                 else:
                     router.join(replace(info), index_too=False)
-            if view.decisions:  # a coordinator that began anew may know none, while this mirror does
-                self._decisions[view.model] = deque(view.decisions, KEPT_DECISIONS)
+            # A coordinator that began anew knows none of those before.
+            known = {decision.at: decision for decision in (*self._decisions[view.model], *view.decisions)}
+            self._decisions[view.model] = deque((known[at] for at in sorted(known)), KEPT_DECISIONS)
             if view.model in before:
                 router.adopt(before[view.model])
             for info in view.replicas:

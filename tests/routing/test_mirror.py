@@ -87,8 +87,10 @@ def test_scaling_decisions_reach_mirrors_old_and_new_and_outlive_the_coordinator
         assert len(follower.scaling_decisions()["asleep"]) == 1
     again = CoordinatorState(epoch=200, now=10.0, settle_s=3.0)
     again.register(info("a"), 10.0)
+    another = ScalingDecision("m", 1000.0, 2, 1, "why", ScalingFigures())
+    again.scaled(another)
     assert follow(mirror, again, 14.0)
-    assert mirror.scaling_decisions()["m"] == newest_first
+    assert mirror.scaling_decisions()["m"] == [another, *newest_first[:-1]]
 
 
 def test_hot_prefixes_are_merged_over_ingresses(coordinator):
