@@ -134,12 +134,24 @@ def stream(
 
 @bench.command()
 def overload(
+    model_path: Annotated[
+        str, typer.Option(help="as model_path in a config: a server of its own; made-up: an engine that steps on the beat")
+    ] = "made-up",
+    engine: Engine = [],  # noqa: B006  (typer copies it)
+    places: Annotated[int, typer.Option(min=1, help="of a model: sequences that run at a time")] = 16,
+    output_len: Annotated[int, typer.Option(min=1, help="of a model: tokens of each answer")] = 16,
     factor: Annotated[float, typer.Option(min=1.0, help="times the capacity")] = 10.0,
     limit: Annotated[float, typer.Option(min=0.1, help="max_queue_seconds")] = 2.0,
     seconds: Annotated[float, typer.Option(min=5.0, help="of each load")] = 20.0,
     json: Json = False,
 ) -> None:
-    """More requests than a made-up engine can take: time to first token of the accepted ones, and how many it still finishes."""
-    from raysgl.bench.overload import run
+    """More requests than an engine can take: time to first token of the accepted ones, and how many it still finishes."""
+    from raysgl.bench.overload import run, run_model
 
-    show(json, lambda stage: run(factor, limit, seconds, stage))
+    if model_path == "made-up":
+        show(json, lambda stage: run(factor, limit, seconds, stage))
+        return
+    if seconds <= 2 * limit:
+        raise typer.BadParameter(f"--seconds {seconds:g} is more than twice --limit {limit:g}: the queue fills first")
+    config = engine_config(model_path, engine)
+    show(json, lambda stage: run_model(config, places, output_len, factor, limit, seconds, stage))
