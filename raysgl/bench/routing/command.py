@@ -26,7 +26,7 @@ def routing(
         int, typer.Option(min=0, help="tokens of a page, such as a trace's hashes stand for; 0: the calibration's")
     ] = 0,
     seeds: Annotated[int, typer.Option(min=0, help="draws of each workload; 0: more for small clusters")] = 0,
-    size: Annotated[int, typer.Option(min=0, help="requests per replica; 0: the usual 200")] = 0,
+    size: Annotated[int, typer.Option(min=0, help="requests per replica; 0: the usual 160")] = 0,
     load: Annotated[
         float, typer.Option(min=0.0, help="peak load, as a multiple of the replicas' capacity; 0: each workload's own")
     ] = 0.0,
