@@ -7,7 +7,7 @@ import random
 import pytest
 
 from raysgl.bench.prompts import Lengths, Shape, ids, make, words
-from raysgl.bench.workloads import WORKLOADS, prompts
+from raysgl.bench.workloads import ALL, WORKLOADS, prompts
 
 
 def test_sizes_and_shares():
@@ -19,6 +19,13 @@ def test_sizes_and_shares():
         assert {turn.output for talk in made for turn in talk} == {shape.output.least}
         if shape.shared:
             assert len({tuple(talk[0].part[: shape.shared]) for talk in made}) == shape.groups
+
+
+def test_samples_are_of_one_prompt_and_asked_for_by_name():
+    made = prompts(WORKLOADS["samples"], 1)
+    assert len(made) == 512 and len({tuple(talk[0].part[:-1]) for talk in made}) == 1
+    assert {len(talk[0].part) for talk in made} == {4096}
+    assert ALL == ("S1", "S2", "S3", "S4", "S5", "S6", "S7")
 
 
 def test_workloads_share_nothing_with_each_other_and_repeat_themselves():
