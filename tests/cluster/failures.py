@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import time
 from collections.abc import Callable
 
 import psutil
@@ -62,12 +63,8 @@ def coordinator(cluster: FakeCluster, load: Load) -> set[Call]:
 def node(cluster: FakeCluster, load: Load) -> set[Call]:
     """A whole node: one that has a replica. If an ingress is there, its own clients may fail."""
     index = next(index for process in cluster.shards() if (index := cluster.node_of(process)) is not None)
-    excused = set()
-    for process in cluster.ingresses():
-        if cluster.node_of(process) == index:
-            excused |= _calls_of(process, load)
-    cluster.crash_node(index)
-    return excused
+    living = [process for process in cluster.ingresses() if cluster.node_of(process) != index]
+    return _not_of(living, load, lambda: cluster.crash_node(index))
 
 
 def hang(cluster: FakeCluster, load: Load) -> set[Call]:
@@ -78,11 +75,13 @@ def hang(cluster: FakeCluster, load: Load) -> set[Call]:
 
 def ingress(cluster: FakeCluster, load: Load) -> set[Call]:
     """kill -9 of one of several ingresses: its own clients may fail, nobody else's."""
-    process = cluster.ingresses()[0]
-    process.suspend()  # so that nobody connects to it between the next two lines
-    excused = _calls_of(process, load)
-    process.kill()
-    return excused
+    process, *living = cluster.ingresses()
+
+    def kill() -> None:
+        process.kill()
+        psutil.wait_procs([process], timeout=10)
+
+    return _not_of(living, load, kill)
 
 
 def update(cluster: FakeCluster, load: Load) -> set[Call]:
@@ -110,10 +109,18 @@ def _peer(connection, engine: psutil.Process, ports: set[int]) -> bool:
     return connection.raddr.port in ports and connection.laddr.port in theirs
 
 
-def _calls_of(process: psutil.Process, load: Load) -> set[Call]:
-    """Those whose connection this ingress has, or (not answered yet) may have."""
-    ports = {c.raddr.port for c in process.net_connections("tcp") if c.raddr}
-    return {call for call in load.live if call.port in ports or not call.port}
+def _not_of(living: list[psutil.Process], load: Load, kill: Callable[[], None]) -> set[Call]:
+    """Calls under way before all that `kill` ends is dead, whose connection none of the living has: also those that just connected."""
+    at = time.monotonic()
+    ports = _ports(living)
+    kill()
+    calls = load.since(at)
+    ports |= _ports(living)
+    return {call for call in calls if call.port not in ports}
+
+
+def _ports(processes: list[psutil.Process]) -> set[int]:
+    return {c.raddr.port for process in processes for c in process.net_connections("tcp") if c.raddr}
 
 
 def _shut(pid: int, fd: int) -> None:

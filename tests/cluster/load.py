@@ -22,7 +22,7 @@ NOTED_S = 0.2
 
 @dataclass(eq=False)
 class Call:
-    """A stream, as its client sees it. port: of the client's end, which tells which ingress has it."""
+    """A stream, as its client sees it. port: of the client's end, which tells which ingress has it; 0 without a connection."""
 
     number: int
     started: float
@@ -87,19 +87,22 @@ class Load:
         while len(self.live) < self._streams or not all(call.last for call in self.live):
             await asyncio.sleep(0.02)
 
+    def since(self, at: float) -> set[Call]:
+        """Those that were under way at some time since then."""
+        return {call for call in (*self.live, *self.done) if not call.ended or call.ended >= at}
+
     def longest_wait(self, since: float) -> float:
         """The longest that a client waited for its first chunk, or the next one, and got it since then; in seconds."""
         waits = [wait for call in (*self.done, *self.live) for end, wait in call.waits if end >= since]
         return max(waits, default=0.0)
 
     def failed(self, excused: set[Call] = frozenset()) -> list[str]:
-        """What went wrong with the streams that are over."""
+        """What went wrong with the streams that are over. excused: of these, only other tokens than the wanted."""
         wrong = []
         for call in self.done:
-            if call in excused:
-                continue
             if call.error:
-                wrong.append(f"prompt {call.number}: {call.error}")
+                if call not in excused:
+                    wrong.append(f"prompt {call.number}: {call.error}")
             elif call.tokens != self._wanted[call.number]:
                 wrong.append(f"prompt {call.number}: {_difference(call.tokens, self._wanted[call.number])}")
         return wrong
@@ -126,8 +129,12 @@ class Load:
             "stream": True,
             "return_token_ids": True,
         }
-        async with client.stream("POST", "/v1/completions", json=body) as answer:
-            call.port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
+
+        async def trace(event: str, info: dict) -> None:
+            if event == "connection.connect_tcp.complete":
+                call.port = info["return_value"].get_extra_info("client_addr")[1]
+
+        async with client.stream("POST", "/v1/completions", json=body, extensions={"trace": trace}) as answer:
             if answer.status_code != 200:
                 call.error = f"HTTP {answer.status_code} {(await answer.aread()).decode()[:200]}"
                 return

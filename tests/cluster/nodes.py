@@ -105,8 +105,15 @@ class FakeCluster:
         return self._cluster.add_node(num_cpus=CPUS, object_store_memory=100 * 2**20)
 
     def crash_node(self, index: int) -> None:
-        """kill -9 of a worker's raylet; what ran under it ends by itself."""
-        self._cluster.remove_node(self.workers.pop(index), allow_graceful=False)
+        """kill -9 of a worker's raylet and of all that runs under it; they are dead when this returns."""
+        node = self.workers.pop(index)
+        (raylet,) = node.all_processes["raylet"]
+        under = psutil.Process(raylet.process.pid).children(recursive=True)
+        self._cluster.remove_node(node, allow_graceful=False)
+        for process in under:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(under, timeout=10)
 
     # ---------------------------------------------------------------- the application
 
