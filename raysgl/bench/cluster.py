@@ -2,6 +2,8 @@
 
 Each policy gets a server of its own with cold caches and the same prompts in the same order: groups that share a long
 prefix, by Zipf's law, more of them than fit in one replica. A closed loop: `concurrency` requests are in flight.
+
+Replicas that share cores slow each other down, which no cluster's do: what one computes twice, all pay for. `cores` gives each its own part.
 """
 
 from __future__ import annotations
@@ -9,10 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
+
+import psutil
 
 from raysgl.bench import load, server
 from raysgl.bench.client import HTTPFailure, Target, request
+from raysgl.bench.cpu_quota import limited
 from raysgl.bench.dialects import Asking
 from raysgl.bench.progress import Stage
 from raysgl.bench.report import Report, percentile
@@ -20,7 +26,7 @@ from raysgl.bench.report import Report, percentile
 
 @dataclass(frozen=True)
 class Settings:
-    """Lengths in tokens. groups: how many prefixes there are. kv_tokens: of each replica's pool."""
+    """Lengths in tokens. groups: how many prefixes there are. kv_tokens: of each replica's pool. cores: of CPU for each engine; 0: no limit."""
 
     model_path: str
     policies: tuple[str, ...]
@@ -33,13 +39,16 @@ class Settings:
     output_len: int
     kv_tokens: int
     seed: int
+    cores: float = 0.0
 
 
 def run(settings: Settings, stage: Stage) -> Report:
-    """One row of figures for each policy. Raises `server.ServerFailed`, `HTTPFailure` or RuntimeError for a failed request."""
+    """One row of figures for each policy. Raises `server.ServerFailed`, `HTTPFailure`, RuntimeError for a failed request, or
+    OSError if engines cannot be limited."""
+    limit = f" of {settings.cores:g} cores each" if settings.cores else ""
     report = Report(
         f"{settings.requests} requests in {settings.groups} groups with {settings.prefix_len} shared tokens on "
-        f"{settings.replicas} replicas, {settings.concurrency} at a time"
+        f"{settings.replicas} replicas{limit}, {settings.concurrency} at a time"
     )
     for policy in settings.policies:
         stage(f"{policy}: starting {settings.replicas} replicas")
@@ -47,7 +56,7 @@ def run(settings: Settings, stage: Stage) -> Report:
         with server.running(
             engine, num_cpus_per_shard=0.1, num_replicas=settings.replicas, settings={"routing_policy": policy}
         ) as running:
-            result, index = asyncio.run(_measure(running.target, settings, policy, stage))
+            result, index = asyncio.run(_measure(running, settings, policy, stage))
         if result.errors:
             raise RuntimeError(f"{policy}: {len(result.errors)} requests failed: {result.errors[0]}")
         good = result.good
@@ -62,10 +71,21 @@ def run(settings: Settings, stage: Stage) -> Report:
     return report
 
 
-async def _measure(target: Target, settings: Settings, policy: str, stage: Stage) -> tuple[load.Run, str]:
+async def _measure(running: server.Server, settings: Settings, policy: str, stage: Stage) -> tuple[load.Run, str]:
     """The run, and what the server then says of its index."""
+    await _all_replicas(running.target, settings.replicas)
+    with limited(_engines(running), settings.cores) if settings.cores else nullcontext():
+        return await _load(running.target, settings, policy, stage)
+
+
+def _engines(running: server.Server) -> list[int]:
+    return [
+        p.pid for p in psutil.Process(running.process.pid).children(recursive=True) if p.name().startswith("ray::ModelShard")
+    ]
+
+
+async def _load(target: Target, settings: Settings, policy: str, stage: Stage) -> tuple[load.Run, str]:
     model = await load.first_model(target)
-    await _all_replicas(target, settings.replicas)
     prompts = await _prompts(target, model, settings)
     # Ramp up the engines: a first step loads code, and rates are measured.
     warm = await load.make_prompts(target, model, 2 * settings.replicas, 64, seed=settings.seed + 1)

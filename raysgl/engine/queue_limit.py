@@ -13,7 +13,7 @@ from raysgl.engine.sequence import Sequence
 from raysgl.engine.waiting import WaitingQueue, turn_of
 from raysgl.messages import Finish, Submit
 
-WINDOW_S, WINDOW = 3.0, 32
+WINDOW_S, WINDOW = 3.0, 8
 """Older measurements count less: those of more than so many seconds and so many admissions ago. (A window of admissions alone is a few
 steps of a fast engine, and one of seconds holds none of a slow one.)"""
 FEW = 4

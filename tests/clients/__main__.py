@@ -32,7 +32,17 @@ def main() -> int:
             "HF_HUB_OFFLINE": "1",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
-        command = [os.path.abspath(python), "-m", "pytest", "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), str(HERE), *arguments]
+        command = [
+            os.path.abspath(python),
+            "-m",
+            "pytest",
+            "-c",
+            str(HERE / "pytest.ini"),
+            "--rootdir",
+            str(HERE),
+            str(HERE),
+            *arguments,
+        ]
         return subprocess.run(command, env=environment, cwd=HERE, check=False).returncode
 
 

@@ -106,6 +106,7 @@ def cluster(
     output_len: Annotated[int, typer.Option(min=1)] = 8,
     kv_tokens: Annotated[int, typer.Option(min=1, help="each replica's KV pool")] = 2048,
     seed: int = 1,
+    cores: Annotated[float, typer.Option(min=0.0, help="of CPU for each engine, by a control group; 0: no limit")] = 0.0,
     json: Json = False,
 ) -> None:
     """Routing policies on real engines on this CPU: the same prompts once under each, on a server of its own."""
@@ -118,7 +119,7 @@ def cluster(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     settings = Settings(
-        model_path, chosen, replicas, requests, concurrency, groups, prefix_len, own_len, output_len, kv_tokens, seed
+        model_path, chosen, replicas, requests, concurrency, groups, prefix_len, own_len, output_len, kv_tokens, seed, cores
     )
     show(json, lambda stage: run(settings, stage))
 
