@@ -27,7 +27,7 @@ def show(as_json: bool, measure: Callable[[Stage], Report], output: Path | None 
     try:
         with shown() as stage:
             report = measure(stage)
-    except (HTTPFailure, ServerFailed, RuntimeError, ValueError) as error:
+    except (HTTPFailure, ServerFailed, RuntimeError, ValueError, OSError) as error:
         fail(str(error))
     report.show(as_json)
     if output is not None:
