@@ -43,8 +43,8 @@ class Settings:
 
 
 def run(settings: Settings, stage: Stage) -> Report:
-    """One row of figures for each policy. Raises `server.ServerFailed`, `HTTPFailure`, RuntimeError for a failed request, or
-    OSError if engines cannot be limited."""
+    """One row of figures for each policy. Raises `server.ServerFailed`, `HTTPFailure`, RuntimeError for a failed request,
+    RuntimeError or OSError if engines cannot be limited."""
     limit = f" of {settings.cores:g} cores each" if settings.cores else ""
     report = Report(
         f"{settings.requests} requests in {settings.groups} groups with {settings.prefix_len} shared tokens on "
@@ -74,14 +74,17 @@ def run(settings: Settings, stage: Stage) -> Report:
 async def _measure(running: server.Server, settings: Settings, policy: str, stage: Stage) -> tuple[load.Run, str]:
     """The run, and what the server then says of its index."""
     await _all_replicas(running.target, settings.replicas)
-    with limited(_engines(running), settings.cores) if settings.cores else nullcontext():
+    with limited(_engines(running, settings.replicas), settings.cores) if settings.cores else nullcontext():
         return await _load(running.target, settings, policy, stage)
 
 
-def _engines(running: server.Server) -> list[int]:
-    return [
-        p.pid for p in psutil.Process(running.process.pid).children(recursive=True) if p.name().startswith("ray::ModelShard")
-    ]
+def _engines(running: server.Server, replicas: int) -> list[int]:
+    """Process ids. RuntimeError if not as many are found as there are replicas: a limit on some of them would compare nothing."""
+    processes = psutil.Process(running.process.pid).children(recursive=True)
+    found = [process.pid for process in processes if process.name().startswith("ray::ModelShard")]
+    if len(found) != replicas:
+        raise RuntimeError(f"{len(found)} engine processes found to limit, of {replicas} replicas")
+    return found
 
 
 async def _load(target: Target, settings: Settings, policy: str, stage: Stage) -> tuple[load.Run, str]:

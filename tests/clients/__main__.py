@@ -24,6 +24,7 @@ BREAKS_OUT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 def main() -> int:
     python, *arguments = sys.argv[1:]
+    python = os.path.abspath(python)  # the tests run in another folder
     with running(ENGINE) as server:
         environment = {name: value for name, value in os.environ.items() if name not in BREAKS_OUT} | {
             "RAYSGL_URL": f"http://{server.target.host}:{server.target.port}",
@@ -32,17 +33,7 @@ def main() -> int:
             "HF_HUB_OFFLINE": "1",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
-        command = [
-            os.path.abspath(python),
-            "-m",
-            "pytest",
-            "-c",
-            str(HERE / "pytest.ini"),
-            "--rootdir",
-            str(HERE),
-            str(HERE),
-            *arguments,
-        ]
+        command = [python, "-m", "pytest", "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), str(HERE), *arguments]
         return subprocess.run(command, env=environment, cwd=HERE, check=False).returncode
 
 
