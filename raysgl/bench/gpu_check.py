@@ -32,7 +32,7 @@ PARTS: dict[str, tuple[tuple[str, ...], float]] = {
 """name -> (arguments of Python, seconds it may take)."""
 TWO_GPUS: dict[str, tuple[tuple[str, ...], float]] = {
     "all_reduce": (("-m", "raysgl.bench.all_reduce", "--json", "{out}/all_reduce.json"), 120),
-    "tp_tests": (("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/engine/test_runner_tp.py"), 200),
+    "tp_tests": (("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/engine/test_runner_tp.py"), 400),
     "tp_tune": (
         (*KERNELS, "linears", "--tune", "--tp-size", "2", "--json", "{out}/tp_tune.json", "--table", "{out}/linear_table.json"),
         300,

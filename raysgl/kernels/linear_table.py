@@ -1,6 +1,6 @@
 """Which linear layers of few tokens are faster in Triton than in cuBLAS, as measured on this kind of GPU.
 
-A table is a file `linear_tables/<device name>.json`, written by `python -m raysgl.bench.kernels linears --tune --table FILE`:
+A table is a file `linear_tables/<device name>.json` (`raysgl.kernels.measured`), written by `python -m raysgl.bench.kernels linears --tune --table FILE`:
 "products" are the shapes where Triton won, [tokens, rows of the weight, inputs, SiLU-mul after it, kind, numbers of its config];
 "dependent_launch": tensor-parallel ranks -> the most rows of a decode step whose kernels are launched with PDL
 (`raysgl.kernels.triton.runtime`), where that was faster. Where there is no file, and for shapes that are not in it, cuBLAS does the work.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from raysgl.kernels.fused import triton_kernels
+from raysgl.kernels.measured import table_file
 
 if TYPE_CHECKING:
     from raysgl.kernels.triton.linear import Config
@@ -39,18 +40,11 @@ class Shape:
     silu: bool
 
 
-def file_name(device_name: str) -> str:
-    """ "NVIDIA H100 80GB HBM3" -> nvidia_h100_80gb_hbm3.json"""
-    return "_".join(device_name.lower().replace("/", " ").split()) + ".json"
-
-
 @cache
 def _text(device: torch.device, dtype: torch.dtype) -> str:
     """This device's file; of nothing where nothing was measured."""
-    if triton_kernels(device, dtype) is not None:
-        path = FOLDER / file_name(torch.cuda.get_device_name(device))
-        if path.is_file():
-            return path.read_text()
+    if triton_kernels(device, dtype) is not None and (path := table_file(FOLDER, device)):
+        return path.read_text()
     return '{"dependent_launch": {}, "products": []}'
 
 

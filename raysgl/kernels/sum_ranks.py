@@ -7,8 +7,10 @@ from typing import Protocol
 import torch
 
 MOST_SENT = 2**23
-"""Elements that a rank sends. More are NCCL's, which splits the addition among the ranks: of two H100s, 256 rows of 4096 take it 30 us with
-the norm, and 17 us here (`python -m raysgl.bench.all_reduce`)."""
+"""Elements that one of two ranks sends. More are NCCL's: of two H100s, 256 rows of 4096 take it 30 us with the norm, and 13 us here
+(`python -m raysgl.bench.all_reduce`)."""
+MOST_SENT_OF_MORE = 5 * 2**19
+"""The same of more ranks, among which NCCL splits the addition: of four H200s, 128 rows of 4096 take it 20 us and 19 here, 256 rows 30 and 32."""
 
 
 class Peers(Protocol):
@@ -21,7 +23,8 @@ class Peers(Protocol):
 
 
 def most_rows(ranks: int, dim: int) -> int:
-    return MOST_SENT // (dim * (ranks - 1))
+    most = MOST_SENT if ranks == 2 else min(MOST_SENT, MOST_SENT_OF_MORE)
+    return most // (dim * (ranks - 1))
 
 
 def takes(part_TD: torch.Tensor, peers: Peers | None) -> bool:

@@ -1,4 +1,4 @@
-"""Two ranks run the same plans and agree with one, also where rank 0 samples with noise and reports log probabilities."""
+"""Two ranks, or four, run the same plans and agree with one, also where rank 0 samples with noise and reports log probabilities."""
 
 from __future__ import annotations
 
@@ -74,19 +74,22 @@ def answers_of(size: int, settings: dict, device: str = "cpu", most_sent: int | 
 
 
 @pytest.mark.slow
-def test_two_ranks_give_what_one_gives(tiny_checkpoint):
+@pytest.mark.parametrize("size", [2, 4], ids="{} ranks".format)
+def test_several_ranks_give_what_one_gives(tiny_checkpoint, size):
+    """The model has two key and value heads, so of four ranks two have the same one."""
     # float64: rounding cannot make another choice of a sum over ranks.
     settings = {"model_path": str(tiny_checkpoint("llama")), "dtype": "float64"}
     (alone,) = answers_of(1, settings)
-    first, second = answers_of(2, settings)
+    first, *others = answers_of(size, settings)
     assert first[1] == alone[1]
     assert all(32 <= guided < 96 for _, guided in first[1][-3:])
-    assert first[2] == second[2] == (first[1][-1][0], first[1][-1][1])
+    assert {rank[2] for rank in (first, *others)} == {(first[1][-1][0], first[1][-1][1])}
     assert first[3] == alone[3] and len(first[3]) == 5
-    assert first[4] == second[4] == alone[4] == 4 * 25
+    assert {rank[4] for rank in (alone, first, *others)} == {4 * 25}
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("size", [2, 4, 8], ids="{} ranks".format)
 @pytest.mark.parametrize(
     ("dtype", "custom", "most_sent"),
     [
@@ -96,19 +99,20 @@ def test_two_ranks_give_what_one_gives(tiny_checkpoint):
         pytest.param("float16", True, 128, id="copy engines"),  # two rows of 64 in a piece, and in sums of any other kind
     ],
 )
-def test_two_gpus_give_what_one_gives(tiny_checkpoint, dtype, custom, most_sent):
+def test_several_gpus_give_what_one_gives(tiny_checkpoint, size, dtype, custom, most_sent):
     """float16: with CUDA graphs, and sums through shared memory or NCCL's in them."""
     import torch
 
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    folder = tiny_checkpoint("llama", initializer_range=0.2)
+    if torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
+    folder = tiny_checkpoint("llama", initializer_range=0.2, num_attention_heads=8, intermediate_size=128)
     settings = {"model_path": str(folder), "dtype": dtype, "disable_custom_all_reduce": not custom}
     settings["disable_cuda_graph"] = most_sent is not None
     (alone,) = answers_of(1, settings, "cuda")
-    first, second = answers_of(2, settings, "cuda", most_sent)
-    assert first[5] == second[5] == ((most_sent is None, custom) if dtype == "float16" else (False, False))
-    assert first[2] == second[2] == (first[1][-1][0], first[1][-1][1])
+    first, *others = answers_of(size, settings, "cuda", most_sent)
+    graphs_and_peers = (most_sent is None, custom) if dtype == "float16" else (False, False)
+    assert {rank[5] for rank in (first, *others)} == {graphs_and_peers}
+    assert {rank[2] for rank in (first, *others)} == {(first[1][-1][0], first[1][-1][1])}
     # What is drawn with noise may be another token after another rounding; the last row is greedy.
     assert [row[-1] for row in first[1][2:]] == [row[-1] for row in alone[1][2:]]
     assert first[3] == pytest.approx(alone[3], abs=1e-4 if dtype == "float32" else 3e-2)

@@ -83,7 +83,3 @@ def test_every_table_file_can_be_read():
         table = linear_table.parse(path.read_text())
         assert all(shape.tokens in linear_table.BUCKETS for shape in table), path
         assert all(isinstance(config, SkinnyConfig) or shape.tokens == 1 for shape, config in table.items()), path
-
-
-def test_file_names():
-    assert linear_table.file_name("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3.json"

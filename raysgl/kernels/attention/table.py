@@ -1,6 +1,6 @@
 """Which attention backend is faster on this kind of GPU, as measured.
 
-A table is a file `attention_tables/<device name>.json`, written by `python -m raysgl.bench.kernels backends --attention-table FILE`.
+A table is a file `attention_tables/<device name>.json` (`raysgl.kernels.measured`), written by `python -m raysgl.bench.kernels backends --attention-table FILE`.
 "model": heads, head dim and page size of the model that was measured. "times": [kind of step, shape, microseconds a layer by backend].
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from raysgl.kernels.linear_table import file_name
+from raysgl.kernels.measured import table_file
 
 FOLDER = Path(__file__).parent.parent / "attention_tables"
 KINDS = {"decode": ("decode",), "prefill": ("prompts", "mixed")}
@@ -30,10 +30,7 @@ class Rank:
 
 def read(device: torch.device, head_dim: int) -> tuple[str, str]:
     """The table of this device for models of this head dim: its text and file name; empty if nothing was measured."""
-    if device.type != "cuda":
-        return "", ""
-    path = FOLDER / file_name(torch.cuda.get_device_name(device))
-    if not path.is_file():
+    if device.type != "cuda" or (path := table_file(FOLDER, device)) is None:
         return "", ""
     text = path.read_text()
     return (text, path.name) if json.loads(text)["model"]["head_dim"] == head_dim else ("", "")

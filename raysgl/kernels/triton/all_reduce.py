@@ -34,9 +34,9 @@ from raysgl.kernels.triton.runtime import INTERPRETED, launch_options
 PROGRAMS = 2 if INTERPRETED else 128
 """They wait for each other, so all must run at once: fewer than an H100 has SMs."""
 FEW_ROWS = 4 if INTERPRETED else 64
-FEW_SENT = 2**18
-"""Up to so many rows and elements, the number of the call travels with each word: 64 rows of 4096 take 7.0 us so and 7.1 with flags, 32
-of 8192 8.1 and 7.9."""
+FEW_SENT = 3 * 2**17
+"""Up to so many rows, and elements that a rank sends, the number of the call travels with each word: of two H100s, 64 rows of 4096 take 7.0 us
+so and 7.1 with flags, 32 of 8192 8.1 and 7.9; of four H200s, 32 of 4096 10.2 and 10.7, 64 14.7 and 13.4."""
 DATA = 1024
 """Where a rank's words of few rows begin in its memory, behind the programs' counters of calls."""
 AHEAD = 2 if INTERPRETED else 132
@@ -140,6 +140,8 @@ def _sum(
             low += _low(part, DTYPE)
             high += _high(part, DTYPE)
         _finish(low, high, residual_ptr, weight_ptr, out_ptr, row, w, inside, words, eps, DTYPE, ADD)
+    # Every warp has read the count for itself: of a row that one warp holds, one that came late would wait for a call that does not come.
+    tl.debug_barrier()
     tl.store(calls_ptr + program, call)
 
 
@@ -259,7 +261,7 @@ def sum_ranks(
         "num_warps": 8,
         **launch_options(),
     }
-    if rows and (rows <= FEW_ROWS and part_TD.numel() <= FEW_SENT if few is None else few):
+    if rows and (rows <= FEW_ROWS and part_TD.numel() * (peers.size - 1) <= FEW_SENT if few is None else few):
         _sum_kernel[(min(rows, PROGRAMS) + ahead,)](
             x, residual, weight, out, peers.addresses, peers.own.view(torch.int32), next_weight, rows, dim // 2, FEW_ROWS, next_lines,
             eps, DATA=DATA, **options,

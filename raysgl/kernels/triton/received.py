@@ -12,8 +12,11 @@ import triton.language as tl
 
 from raysgl.kernels.triton.runtime import num_sms
 
-PROGRAMS_PER_SM = 4
-"""Of 128 threads, which leaves three quarters of an SM's."""
+WARPS_PER_SM = 16
+"""A quarter of an SM's threads. At 16 elements each (`ELEMENTS`) they have up to 64 registers, which leaves half of an SM's. More programs than fit at a time, or
+fuller ones, would wait for ever: the other rank's flag is written by a kernel that then finds no room beside its own programs that wait."""
+ELEMENTS = 16 * 32
+"""Of a row, for one warp."""
 
 
 @triton.jit(do_not_specialize=["call"])
@@ -59,8 +62,10 @@ def add_received(
     """
     rows, dim = part_TD.shape
     out_TD = torch.empty_like(part_TD)
-    _received_kernel[(min(rows, PROGRAMS_PER_SM * num_sms(part_TD.device)),)](
+    block = triton.next_power_of_2(dim)
+    warps = min(32, max(4, block // ELEMENTS))
+    _received_kernel[(min(rows, num_sms(part_TD.device) * WARPS_PER_SM // warps),)](
         part_TD, received_TD, flags, residual_TD, weight_D, out_TD, rows, piece, pieces, dim, eps, call,
-        BLOCK_D=triton.next_power_of_2(dim), num_warps=4,
+        BLOCK_D=block, num_warps=warps,
     )  # fmt: skip
     return out_TD
