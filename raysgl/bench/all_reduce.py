@@ -29,7 +29,7 @@ from raysgl.kernels.triton import all_reduce
 
 CALLS = 64
 ROWS = (1, 4, 16, 32, 64, 128, 256, 384, 512, 1024, 2048)
-PRODUCTS = ((8192, 4096, 4096), (8192, 14336, 4096), (5000, 14336, 4096), (8192, 28672, 8192))
+PRODUCTS = ((8192, 4096, 4096), (8192, 14336, 4096), (5000, 14336, 4096))
 """Rows, input features of all ranks, output features."""
 PIECES = (2**22, 2**23, 2**24)
 COPY_BYTES = 256 << 20

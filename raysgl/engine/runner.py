@@ -91,7 +91,7 @@ class ModelRunner(Launching):
             tp.peers = share(tp, all_reduce.memory(tp.size, hf.hidden_size), self.device)
             if tp.peers is not None:
                 tp.winners = share(tp, argmax.memory(tp.size), self.device)
-            if tp.peers is not None and tp.size == 2:
+            if tp.peers is not None and tp.size == 2 and hf.hidden_size <= sent_sums.MOST_DIM:
                 rows = min(limits.step_tokens or limits.context_length, sent_sums.MOST_ROWS)
                 large = share(tp, sent_sums.memory(rows, hf.hidden_size), self.device)
                 assert large is not None, "ranks that could see each other's memory cannot any more"

@@ -23,6 +23,8 @@ PIECE = 2**23
 """Elements of a piece: 2048 rows of 4096, 256 tiles of 128 x 256 of the product, nearly two for each SM of an H100."""
 MOST_ROWS = 16384
 """Memory is kept for so many: 512 MiB of 8192 half-type elements each."""
+MOST_DIM = 4096
+"""Of a row. With 8192 two H200s waited for each other for ever (70B shape, memory profile), for a reason not yet known: NCCL's then."""
 FLAGS = 1024
 """Bytes of flags, one for each piece, in front of the two places."""
 

@@ -105,7 +105,8 @@ def test_several_gpus_give_what_one_gives(tiny_checkpoint, size, dtype, custom, 
 
     if torch.cuda.device_count() < size:
         pytest.skip(f"needs {size} GPUs")
-    folder = tiny_checkpoint("llama", initializer_range=0.2, num_attention_heads=8, intermediate_size=128)
+    # Of these weights the second best token is far enough behind, in float64, for float16's rounding.
+    folder = tiny_checkpoint("llama", initializer_range=0.22, num_attention_heads=8, intermediate_size=128)
     settings = {"model_path": str(folder), "dtype": dtype, "disable_custom_all_reduce": not custom}
     settings["disable_cuda_graph"] = most_sent is not None
     (alone,) = answers_of(1, settings, "cuda")

@@ -51,7 +51,7 @@ class Settings:
     jobs: int = 0
 
     def seeds_for(self, replicas: int) -> int:
-        return 1 if self.trace else self.seeds or max(1, 64 // replicas)
+        return 1 if self.trace else self.seeds or max(1, 48 // replicas)
 
 
 @dataclass

@@ -145,7 +145,7 @@ def _sum(
     tl.store(calls_ptr + program, call)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _push_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, peers_ptr, next_ptr, rows, words, most_rows, start, next_lines, eps,
     RANK: tl.constexpr, RANKS: tl.constexpr, PUSHING: tl.constexpr, BLOCK_W: tl.constexpr, DTYPE: tl.constexpr,

@@ -19,7 +19,7 @@ ELEMENTS = 16 * 32
 """Of a row, for one warp."""
 
 
-@triton.jit(do_not_specialize=["call"])
+@triton.jit(do_not_specialize=["call", "rows", "piece", "pieces"])  # one kernel for steps of any length
 def _received_kernel(
     x_ptr, received_ptr, flags_ptr, residual_ptr, weight_ptr, out_ptr, rows, piece, pieces, dim, eps, call, BLOCK_D: tl.constexpr
 ):  # fmt: skip
