@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def running(
 ) -> Iterator[Server]:
     """Serve one model with these engine settings on a free port; drain and stop it at the end. settings: of the HTTP side. Raises
     `ServerFailed`."""
-    with tempfile.TemporaryDirectory(prefix="raysgl-bench-") as folder:
+    with sigterm_unwinds(), tempfile.TemporaryDirectory(prefix="raysgl-bench-") as folder:
         port = free_port()
         config = Path(folder) / "config.yaml"
         models = [{"engine": engine, "num_cpus_per_shard": num_cpus_per_shard, "num_replicas": num_replicas}]
@@ -65,6 +66,19 @@ def running(
             yield Server(target, process, log, time.perf_counter() - started)
         finally:
             stop(process)
+
+
+@contextlib.contextmanager
+def sigterm_unwinds() -> Iterator[None]:
+    """In the main thread, SIGTERM leaves what is inside as an exception does, so that no server is left running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:
